@@ -1,0 +1,1 @@
+"""Objectives (LightningModules) and what watches over their training."""

@@ -1,0 +1,1 @@
+"""Networks: they know no file layout, no config and no trainer."""
