@@ -27,15 +27,12 @@ class ViT(VisionTransformer):
         patch_size: pixels per side of a patch.
         pos_embed: "sincos", fixed as in MAE (the default: the paper says that SAMI is "very close to MAE" and does
             not say which it used), or "learned".
-        drop_path: stochastic depth rate of the last block, growing linearly from 0. The paper names none.
 
     Raises:
         ValueError: unknown `size` or `pos_embed`, or `image_size` is not a multiple of `patch_size`.
     """
 
-    def __init__(
-        self, size: str, *, image_size: int = 224, patch_size: int = 16, pos_embed: str = "sincos", drop_path: float = 0.0
-    ) -> None:
+    def __init__(self, size: str, *, image_size: int = 224, patch_size: int = 16, pos_embed: str = "sincos") -> None:
         if size not in SIZES:
             raise ValueError(f"size={size!r}: choose one of {', '.join(SIZES)}")
         if image_size % patch_size:
@@ -50,7 +47,6 @@ class ViT(VisionTransformer):
             depth=12,
             num_heads=num_heads,
             num_classes=0,
-            drop_path_rate=drop_path,
         )
         self.size, self.patch_size = size, patch_size
         self.grid_size: tuple[int, int] = self.patch_embed.grid_size

@@ -1,0 +1,100 @@
+"""Images/s and memory of each stage of pretraining, and how the student compares with MAE's design.
+
+    python -m sami.benchmark
+    python -m sami.benchmark size=tiny batch_size=64 precision=bf16 teacher=sam_vit_h
+
+All rows run in turns in one process, so ratios hold on a busy machine too. Share of the matmul rate: operations of
+the forward and backward pass (see `StudentStep.count_flops`) per second of the whole step, over the rate of one large
+square matrix product in the same run, precision and number of threads.
+"""
+
+import statistics
+from functools import partial
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from sami.entry import explain_errors
+from sami.methods.speed import (
+    DESIGNS,
+    MatrixProduct,
+    Setting,
+    StudentStep,
+    interleave,
+    measure_memory,
+    median_ratio,
+)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
+def main(cfg: DictConfig) -> None:
+    """Hydra's door to `benchmark`."""
+    with explain_errors():
+        benchmark(cfg)
+
+
+def benchmark(cfg: DictConfig) -> None:
+    """Measures and prints the table."""
+    torch.manual_seed(cfg.seed)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+    teacher = instantiate(cfg.teacher, **({"weights": "random"} if "weights" in cfg.teacher else {}))
+    setting = Setting(
+        cfg.size,
+        cfg.batch_size,
+        cfg.image_size,
+        cfg.mask_ratio,
+        target_width=teacher.width,
+        precision=str(cfg.precision),
+        device=device,
+        threads=torch.get_num_threads(),
+    )
+    teacher.to(device)
+    memory = {design: measure_memory(setting, design, cfg.steps) for design in DESIGNS}
+
+    image = setting.images()
+    matmul = MatrixProduct(setting)
+    steps = {design: StudentStep(setting, design) for design in DESIGNS}
+
+    def teach() -> torch.Tensor:
+        with setting.autocast():
+            return teacher({"image": image}).float()  # [B, N, E]
+
+    target = teach()
+    seconds = interleave(
+        {
+            "matmul": matmul,
+            **{design: partial(step, image, target) for design, step in steps.items()},
+            "teacher": teach,
+            "whole step": lambda: steps["ours, context all"](image, teach()),
+        },
+        cfg.steps,
+        device,
+    )
+
+    machine = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {setting.threads} threads"
+    rate = matmul.flops / statistics.median(seconds["matmul"])
+    teacher_name = cfg.teacher.get("name", cfg.teacher._target_.rpartition(".")[2])
+    print(f"{machine}, precision {setting.precision}, batch {cfg.batch_size}, {cfg.image_size} pixels")
+    print(f"student ViT-{cfg.size}, teacher {teacher_name}")
+    print(f"matrix product: {rate / 1e9:,.0f} GFLOP/s\n")
+    kind = "peak allocated" if device == "cuda" else "growth of peak RSS"
+    print(f"{'':24}{'images/s':>10}{'of MAE':>8}{'of matmul rate':>16}   {kind}: after step 2, {cfg.steps} later")
+    images = {name: cfg.batch_size / statistics.median(values) for name, values in seconds.items()}  # per second
+    for design, step in steps.items():
+        ratio = median_ratio(seconds["MAE's design"], seconds[design])
+        share = step.count_flops(image, target) / matmul.flops * median_ratio(seconds["matmul"], seconds[design])
+        early, late = (f"{peak / 2**20:,.0f} MiB" for peak in memory[design])
+        print(f"{design:24}{images[design]:10.1f}{ratio:8.2f}{share:16.2f}   {early}, {late}")
+    print(f"{'teacher':24}{images['teacher']:10.1f}")
+    print(f"{'whole step, context all':24}{images['whole step']:10.1f}")
+    parts = {"teacher": seconds["teacher"], "student": seconds["ours, context all"]}
+    total = [sum(part) for part in zip(*parts.values(), strict=True)]
+    print("of a whole step: " + ", ".join(f"{name} {median_ratio(part, total):.0%}" for name, part in parts.items()))
+
+
+if __name__ == "__main__":
+    main()

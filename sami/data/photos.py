@@ -1,0 +1,187 @@
+"""The data module of every stage that learns from photos alone."""
+
+import fcntl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sami.data.order import ShuffledOrder
+from sami.data.sample import write_sample
+from sami.data.sources import FolderSource, ShardSource, Source
+from sami.data.transforms import normalize
+from sami.data.views import EvalSampler, EvalViews, PositionSampler, TrainViews, pass_through
+
+
+class PhotoData(pl.LightningDataModule):
+    """Photos from tar shards or folders, in an order that depends on seed and position alone.
+
+    Training is one long stream of positions, not a loop over epochs: workers live from the first step to the last,
+    and a restart begins at the very next batch by asking for its positions.
+
+    Args:
+        train: brace pattern of shards, list of such, or a folder of images.
+        val: likewise, for validation; with labels (`.cls`, or one folder per class) k-NN accuracy is reported. None:
+            no validation.
+        image_size: pixels per side of a view.
+        patch_size: of the student; gives the number of tokens.
+        seed: of order, crops, flips and masks.
+        num_workers: loading processes per rank; 0 loads in the training process.
+        shuffle_window: shards that are shuffled among themselves, see `ShuffledOrder`.
+        scale, ratio, flip: of the random crop, see `TrainViews`.
+        val_batch_size: photos per validation batch and rank.
+
+    Raises:
+        ValueError: see `ShardSource` and `FolderSource`; or `image_size` is not a multiple of `patch_size`.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str],
+        val: str | list[str] | None,
+        *,
+        image_size: int,
+        patch_size: int,
+        seed: int,
+        num_workers: int,
+        shuffle_window: int,
+        scale: tuple[float, float],
+        ratio: tuple[float, float],
+        flip: float,
+        val_batch_size: int,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
+        self.train_source = open_source(train)
+        self.val_source = open_source(val) if val else None
+        self.seed, self.num_workers, self.shuffle_window = seed, num_workers, shuffle_window
+        self.view = {"side": image_size, "num_tokens": (image_size // patch_size) ** 2, "seed": seed}
+        self.augmentation = {"scale": tuple(scale), "ratio": tuple(ratio), "flip": flip}
+        self.val_batch_size = val_batch_size
+        self.batch_size, self.epoch_size, self.num_batches = 0, 0, 0
+
+    @property
+    def num_photos(self) -> int:
+        """Photos in the training set."""
+        return sum(self.train_source.counts)
+
+    def set_stream(self, *, batch_size: int, epoch_size: int, num_batches: int) -> None:
+        """How training walks through the photos: photos per batch and rank, per epoch, and batches of the whole run."""
+        self.batch_size, self.epoch_size, self.num_batches = batch_size, epoch_size, num_batches
+
+    def train_views(self) -> TrainViews:
+        """The training views by position."""
+        order = ShuffledOrder(
+            self.train_source.counts, seed=self.seed, window=self.shuffle_window, epoch_size=self.epoch_size
+        )
+        return TrainViews(self.train_source, order, **self.view, **self.augmentation)
+
+    def train_dataloader(self) -> "ViewLoader":
+        """From the first batch after the steps already taken to the end of the run."""
+        sampler = PositionSampler(
+            batch_size=self.batch_size,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            num_batches=self.num_batches,
+            first_batch=self.trainer.global_step * self.trainer.accumulate_grad_batches,
+        )
+        return ViewLoader(self.train_views(), sampler, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> "ViewLoader | list":
+        """Every validation photo once, dealt out to the ranks."""
+        if self.val_source is None:
+            return []
+        sampler = EvalSampler(
+            sum(self.val_source.counts),
+            batch_size=self.val_batch_size,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return ViewLoader(EvalViews(self.val_source, **self.view), sampler, num_workers=self.num_workers)
+
+    def spread_val_batch(self, size: int) -> dict[str, Any]:
+        """A normalised batch of validation photos at equal distances, to look at."""
+        rows = torch.linspace(0, sum(self.val_source.counts) - 1, size).long().unique().tolist()
+        return self.on_after_batch_transfer(EvalViews(self.val_source, **self.view).__getitems__(rows), 0)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Pixels travel as bytes and are normalised where they are used."""
+        return {**batch, "image": normalize(batch["image"])}  # [B, 3, S, S] float
+
+
+class ViewLoader(DataLoader):
+    """torch's loader for data sets that give whole batches. `seconds_waited` grows by the time spent inside it."""
+
+    def __init__(self, views: TrainViews | EvalViews, sampler: PositionSampler | EvalSampler, *, num_workers: int) -> None:
+        super().__init__(
+            views,
+            batch_sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=pass_through,
+            worker_init_fn=use_one_thread,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if num_workers else None,
+        )
+        self.seconds_waited = 0.0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        batches = super().__iter__()
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds_waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: where to continue follows from the number of optimiser steps. Lightning asks, and warns without."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """See `state_dict`."""
+
+
+def use_one_thread(worker: int) -> None:
+    """Workers share the cores with each other and with the training process."""
+    torch.set_num_threads(1)
+
+
+def open_source(where: str | list[str]) -> Source:
+    """A folder of images, or shards.
+
+    Raises:
+        ValueError: see `ShardSource` and `FolderSource`.
+    """
+    if isinstance(where, str) and Path(where).is_dir():
+        return FolderSource(where)
+    return ShardSource(where)
+
+
+def image_folder(root: str, val: str | None, **options: Any) -> PhotoData:
+    """`PhotoData` of a plain folder of images.
+
+    Raises:
+        ValueError: see `FolderSource`.
+    """
+    if not Path(root).is_dir():
+        raise ValueError(f"data.root={root} is not a folder")
+    return PhotoData(root, val, shuffle_window=1, **options)
+
+
+def sample(folder: str, *, num_train: int, num_val: int, seed: int, **options: Any) -> PhotoData:
+    """`PhotoData` of the built-in scenes, which are drawn into `folder` first."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder, ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one rank draws, the others wait for it
+        write_sample(Path(folder), num_train=num_train, num_val=num_val)
+    train, val = (sorted(map(str, Path(folder).glob(f"{split}-*.tar"))) for split in ("train", "val"))
+    return PhotoData(train, val, seed=seed, **options)
+
+

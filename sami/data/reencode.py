@@ -1,0 +1,125 @@
+"""Image files, as found, to the bytes that go into a shard.
+
+Every file is decoded here once, so that a broken one is found while packing and not while training.
+"""
+
+import io
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps
+
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's name of the content: shards' name
+ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+QUEUED_PER_WORKER = 8  # files: enough that no process waits for a slow one, few enough to hold their bytes
+
+
+class Outcome(NamedTuple):
+    """What became of an image: bytes to store, or the reason why there are none."""
+
+    extension: str
+    data: bytes
+    reason: str  # empty when all is well
+
+
+def reencode_files(paths: list[Path], *, short_side: int | None, quality: int, num_workers: int) -> Iterator[Outcome]:
+    """One outcome per file, in order; close it to end the processes.
+
+    Args:
+        short_side, quality: see `reencode`.
+        num_workers: processes, 0 for none but this one.
+    """
+    if num_workers == 0:
+        yield from (_reencode_file(path, short_side, quality) for path in paths)
+        return
+    # spawn: a fork copies the locks that other threads (the progress bar's, torch's) happen to hold
+    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_prepare_worker)
+    try:
+        jobs = (pool.submit(_reencode_file, path, short_side, quality) for path in paths)
+        queue = deque(islice(jobs, QUEUED_PER_WORKER * num_workers))
+        while queue:
+            outcome = queue.popleft().result()
+            queue.extend(islice(jobs, 1))
+            yield outcome
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def reencode(data: bytes, *, short_side: int | None, quality: int) -> tuple[str, bytes]:
+    """The extension and the bytes to store for one image file.
+
+    With `short_side`, an RGB JPEG, upright, not enlarged. A file that is one already, and small enough, stays as it is.
+    Without, the file itself; its extension follows its content, whatever it is called.
+
+    Args:
+        data: the file.
+        short_side: longest allowed short side, in pixels.
+        quality: of a new JPEG, 1 to 100.
+
+    Raises:
+        Exception: of many kinds: the image is broken, or cannot be stored (Pillow's decoders raise what they like).
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        is_small = short_side is None or min(image.size) <= short_side
+        is_plain = image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(ORIENTATION, 1) == 1
+        if short_side is None or (is_small and is_plain):
+            if image.format not in EXTENSIONS:
+                raise ValueError(f"a {image.format} image cannot be stored as it is: set short_side to re-encode it")
+            image.draft(None, (1, 1))  # reads all of a JPEG, to see that it is whole, but computes 1/64 of its pixels
+            image.load()
+            return EXTENSIONS[image.format], data
+        if not is_small:
+            image.draft(None, (2 * short_side, 2 * short_side))  # at least twice the final size, several times faster
+        rgb = to_rgb(ImageOps.exif_transpose(image))
+        if not is_small:
+            scale = short_side / min(rgb.size)
+            rgb = rgb.resize([max(short_side, round(side * scale)) for side in rgb.size], Image.Resampling.BICUBIC)
+        # simplejpeg writes pixels only, where Pillow would add the profile and the orientation of the original
+        return "jpg", simplejpeg.encode_jpeg(np.asarray(rgb), quality=quality, colorsubsampling="420")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB: 16-bit grey keeps its 8 high bits, transparency lies on white, all else is as Pillow converts it.
+
+    Raises:
+        ValueError: floating-point pixels, or integers above 16 bits, whose range is not known.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range: convert the image to 8 or 16 bits")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("32-bit pixels have no known range: convert the image to 8 or 16 bits")
+        return Image.fromarray((grey // 256).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reencode_file(path: Path, short_side: int | None, quality: int) -> Outcome:
+    try:
+        return Outcome(*reencode(path.read_bytes(), short_side=short_side, quality=quality), reason="")
+    except Exception as error:  # broken files make the decoders raise nearly anything
+        return Outcome("", b"", reason=f"{type(error).__name__}: {error}".partition(" <_io.BytesIO")[0])
+
+
+def _prepare_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when it is killed: a pool's process would wait for work forever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow_parent() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()

@@ -1,0 +1,135 @@
+"""One view of a photo: decode, crop, resize, flip; the same code for every stage.
+
+S pixels per side of the view
+"""
+
+import io
+import math
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in [0, 1]; SAM's own are the same times 255
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+
+class BrokenImage(Exception):
+    """The bytes of one image cannot be used; the message says why."""
+
+
+def normalize(image: Tensor) -> Tensor:
+    """uint8 [B, 3, S, S] -> float32, zero mean and unit variance over ImageNet."""
+    mean = torch.tensor(PIXEL_MEAN, device=image.device).view(1, 3, 1, 1)
+    std = torch.tensor(PIXEL_STD, device=image.device).view(1, 3, 1, 1)
+    return image.float().div_(255).sub_(mean).div_(std)
+
+
+def denormalize(image: Tensor) -> Tensor:
+    """The inverse of `normalize`, rounded to uint8."""
+    mean = torch.tensor(PIXEL_MEAN, device=image.device).view(1, 3, 1, 1)
+    std = torch.tensor(PIXEL_STD, device=image.device).view(1, 3, 1, 1)
+    return (image * std + mean).mul(255).round().clamp(0, 255).byte()
+
+
+def decode(data: bytes, *, min_scale: float = 1.0) -> np.ndarray:
+    """RGB uint8 [H, W, 3] of a JPEG, PNG, WebP, ... file. Orientation tags are ignored, as ImageNet training does.
+
+    Args:
+        data: the file's bytes.
+        min_scale: a JPEG may be decoded at a half, quarter or eighth of its size as long as both sides keep at least
+            this fraction. Decoding is the limit of loading, and skipping frequencies is most of it on large photos.
+
+    Raises:
+        BrokenImage: not an image, or cut short: a half-grey picture is not handed on as if it were whole.
+    """
+    if data[:2] == b"\xff\xd8":
+        try:
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+            if colorspace != "CMYK":
+                if min_scale > 0.5:
+                    return simplejpeg.decode_jpeg(data)
+                return simplejpeg.decode_jpeg(
+                    data, min_height=math.ceil(height * min_scale), min_width=math.ceil(width * min_scale)
+                )
+        except ValueError:
+            pass  # rare variants that libjpeg-turbo's simple interface refuses; Pillow says what is wrong with the rest
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.mode.startswith("I;16"):  # Pillow clips 16 bits to white when it converts
+                return np.asarray(picture, dtype=np.uint16).__rshift__(8).astype(np.uint8)[..., None].repeat(3, axis=2)
+            return np.asarray(picture.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError, ...
+        raise BrokenImage(f"{type(error).__name__}: {error}") from error
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(H, W) from the file's header.
+
+    Raises:
+        BrokenImage: no image header.
+    """
+    try:
+        if data[:2] == b"\xff\xd8":
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        else:
+            with Image.open(io.BytesIO(data)) as picture:
+                width, height = picture.size
+    except Exception as error:
+        raise BrokenImage(f"{type(error).__name__}: {error}") from error
+    return height, width
+
+
+def random_crop_box(
+    size: tuple[int, int], rng: np.random.Generator, *, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) in pixels of an image of `size` (H, W).
+
+    As torchvision's RandomResizedCrop: area and aspect ratio drawn up to ten times until the box fits, else the
+    largest centred box within the ratios.
+    """
+    height, width = size
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def center_crop_box(size: tuple[int, int], fraction: float) -> tuple[int, int, int, int]:
+    """(top, left, height, width): the centred square with `fraction` of the short side."""
+    height, width = size
+    side = max(1, round(min(height, width) * fraction))
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def crop_and_resize(data: bytes, box: tuple[int, int, int, int], side: int, *, flip: bool = False) -> Tensor:
+    """uint8 [3, S, S]: the box of the image, resized to side x side (bicubic, antialiased), mirrored if asked.
+
+    Args:
+        data: the file's bytes.
+        box: (top, left, height, width) in pixels of the whole image.
+        side: S.
+
+    Raises:
+        BrokenImage: see `decode`.
+    """
+    size = image_size(data)
+    top, left, height, width = box
+    # at least twice the pixels that are needed, so that the antialiasing of the resize does the last halving
+    pixels = decode(data, min_scale=min(1.0, 2 * side / min(height, width)))  # [H', W', 3]
+    scale = round(8 * pixels.shape[0] / size[0]) / 8  # exact: the decoder scales by eighths and rounds sides up
+    y0, x0 = min(round(top * scale), pixels.shape[0] - 1), min(round(left * scale), pixels.shape[1] - 1)
+    y1, x1 = max(y0 + 1, round((top + height) * scale)), max(x0 + 1, round((left + width) * scale))
+    crop = torch.from_numpy(np.ascontiguousarray(pixels[y0:y1, x0:x1])).permute(2, 0, 1)  # [3, h, w], channels last
+    if crop.shape[1:] != (side, side):
+        # resizing bytes in channels-last order is the fast path of torch, and within 1/255 of Pillow
+        crop = F.interpolate(crop.unsqueeze(0), size=(side, side), mode="bicubic", antialias=True)[0]
+    return crop.flip(-1) if flip else crop

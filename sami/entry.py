@@ -1,0 +1,55 @@
+"""What all entry points share: mistakes are answered with a sentence, not with a traceback."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
+
+
+@contextmanager
+def explain_errors() -> Iterator[None]:
+    """Prints the message of a user's error and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback instead."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, USER_ERRORS):
+            cause = cause.__cause__  # hydra wraps what a constructor raises
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, USER_ERRORS):
+            raise
+        print(f"\nerror: {cause}\n(HYDRA_FULL_ERROR=1 shows where.)", file=sys.stderr)
+        sys.exit(2)
+
+
+def quiet_lightning() -> None:
+    """Lightning's remarks on what it is about to do are left out; its warnings are not."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # raised inside Lightning, about its own call of torch; nothing a user can act on
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    # two to four loaders are enough here, whatever the number of cores
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def flatten(config: DictConfig, *, without: set[str]) -> dict[str, Any]:
+    """A config as {dotted name: plain value}, less the names given and everything below them."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, name: str) -> None:
+        if name in without:
+            return
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(value, f"{name}.{key}" if name else str(key))
+        else:
+            flat[name] = node
+
+    walk(OmegaConf.to_container(config, resolve=True), "")
+    return flat

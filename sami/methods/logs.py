@@ -1,0 +1,152 @@
+"""Where numbers go: a table in the run folder always, Weights & Biases when asked, a curve to look at."""
+
+import csv
+import os
+import socket
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from sami.methods.checkpoints import write_whole
+from sami.methods.progress import say
+
+
+class TableLogger(Logger):
+    """Appends rows of (step, metric, value) to `metrics.csv`.
+
+    One number a row, so new metrics need no new columns and a continued run goes on in the same file: rows past the
+    checkpoint it continues from are dropped first, since they are about to be made again. (Lightning's own CSV logger
+    deletes the earlier file.)
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = Path(path)
+
+    @property
+    def name(self) -> str:
+        return "table"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The configuration is in the run folder already."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Appends one row per metric."""
+        header = not self.path.exists()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", newline="") as file:
+            writer = csv.writer(file)
+            if header:
+                writer.writerow(["step", "metric", "value"])
+            writer.writerows((step, name, f"{value:.8g}") for name, value in metrics.items() if name != "epoch")
+
+    @rank_zero_only
+    def keep_before(self, step: int) -> None:
+        """Drops rows from an optimiser step on, and a last line that a crash left unfinished."""
+        if not self.path.exists():
+            return
+        rows = [row for row in read_table(self.path) if row[0] < step]
+
+        def write(path: Path) -> None:
+            with open(path, "w", newline="") as file:
+                csv.writer(file).writerows([("step", "metric", "value"), *((a, b, f"{c:.8g}") for a, b, c in rows)])
+
+        write_whole(self.path, write)
+
+
+def read_table(path: Path) -> list[tuple[int, str, float]]:
+    """The rows of a `metrics.csv`; an unfinished last line is left out."""
+    rows = []
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                rows.append((int(row["step"]), row["metric"], float(row["value"])))
+            except (TypeError, ValueError):
+                continue
+    return rows
+
+
+class LossCurve(pl.Callback):
+    """Draws loss, explained variance and k-NN accuracy over steps after each validation.
+
+    Args:
+        table: the `metrics.csv` to draw.
+        path: of the picture.
+    """
+
+    panels = (("loss", "loss"), ("explained_variance", "explained variance"), ("knn", "k-NN accuracy"))
+
+    def __init__(self, table: str, path: str) -> None:
+        self.table, self.path = Path(table), Path(path)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.draw(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.draw(trainer)
+
+    def draw(self, trainer: pl.Trainer) -> None:
+        """Writes the picture, on the first rank."""
+        if not trainer.is_global_zero or not self.table.exists():
+            return
+        rows = read_table(self.table)
+        figure = Figure(figsize=(12, 3.2), layout="constrained")
+        for axes, (metric, title) in zip(figure.subplots(1, len(self.panels)), self.panels, strict=True):
+            for stage, style in (("train", "-"), ("val", "o-")):
+                points = [(step, value) for step, name, value in rows if name == f"{stage}/{metric}"]
+                if points:
+                    axes.plot(*zip(*points, strict=True), style, label=stage, markersize=3, linewidth=1)
+            axes.set(title=title, xlabel="step")
+            if axes.lines:
+                axes.legend()
+        write_whole(self.path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+
+
+def wandb_logger(*, project: str, name: str, folder: str, host: str = "api.wandb.ai", **options: Any) -> WandbLogger:
+    """Lightning's W&B logger, which goes offline where there is no login or no network instead of waiting for them.
+
+    Args:
+        project: on W&B.
+        name: of the run; a continued run goes on under the same.
+        folder: of the run; offline runs are kept in it.
+        host: that has to answer for online logging.
+        options: for `WandbLogger`.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    offline = os.environ.get("WANDB_MODE") == "offline" or not has_login(host) or not answers(host)
+    if offline:
+        say(f"wandb: no login or no network, logging offline. Later: wandb sync {folder}/wandb/offline-run-*")
+    run = {"name": name, "id": name.replace("/", "-"), "resume": "allow"}  # a continued run is the same run there
+    return WandbLogger(project=project, save_dir=folder, offline=offline, **run, **options)
+
+
+def has_login(host: str) -> bool:
+    """Whether W&B would find a key without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    return netrc.is_file() and host in netrc.read_text()
+
+
+def answers(host: str) -> bool:
+    """Whether a connection to the host opens within three seconds."""
+    try:
+        with socket.create_connection((host, 443), timeout=3):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,40 @@
+"""What a person sees while a run goes on."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.utilities import rank_zero_only
+from tqdm import tqdm
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Prints a line on the first rank, above a progress bar if there is one."""
+    tqdm.write(text)
+
+
+class RunBar(TQDMProgressBar):
+    """One bar for the whole run. To Lightning a run is a single epoch; a person is told the epoch of the data."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer, *_)
+        self.train_progress_bar.set_description("training")
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Without the run's version number, with the epoch."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        shown = {name.split("/")[-1].replace("images_per_second", "img/s"): value for name, value in metrics.items()}
+        return {"epoch": f"{trainer.global_step / pl_module.plan.steps_per_epoch:.2f}", **shown}
+
+
+class ValidationLine(pl.Callback):
+    """Prints one line after each validation."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        numbers = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if numbers:
+            text = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in numbers.items())
+            epoch = trainer.global_step / pl_module.plan.steps_per_epoch
+            say(f"step {trainer.global_step} (epoch {epoch:.2f}): validation {text}")

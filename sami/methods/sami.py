@@ -1,0 +1,159 @@
+"""SAMI pretraining: a small ViT learns, from a quarter of the patches, the features a large teacher sees in all.
+
+B images   H W pixels   N tokens   E target width   D student width
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from sami.data.views import keep_valid
+from sami.losses import feature_loss
+from sami.methods.schedule import Plan, lr_factor
+from sami.methods.standardize import ChannelStatistics
+from sami.methods.throughput import StageClock
+from sami.metrics.agreement import FeatureAgreement, explained_variance
+from sami.metrics.knn import KNNAccuracy
+from sami.models.sami import SAMI
+from sami.models.vit import ViT
+from sami.ops.masking import MaskSplit, num_visible_tokens, split_by_noise
+
+
+class SAMIPretraining(pl.LightningModule):
+    """min over the student of Eq. (1), arXiv:2312.00863: || f^sam(x) - f^h(x) ||^2 over tokens.
+
+    Set `plan` before training.
+
+    Args:
+        encoder: the ViT to pretrain.
+        decoder: see `SAMI`.
+        teacher: batch -> target [B, N, E], with attribute `width` (E). Frozen; never part of a checkpoint.
+        mask_ratio: fraction of tokens hidden from the encoder.
+        loss_distance: "mse" (paper) or "cosine".
+        loss_tokens: "all" (paper) or "masked" (MAE).
+        standardize_target: bring each channel of the target to zero mean and unit variance, both measured once on
+            `ChannelStatistics.num_photos` training views. The paper mentions no such step, so it is off; it makes
+            losses of different teachers comparable and keeps loud channels from drowning quiet ones.
+        weight_decay: of matrices; norms, biases, tokens and position embeddings have none.
+        betas: of AdamW.
+        compile: run the student through torch.compile.
+
+    Raises:
+        ValueError: `mask_ratio` keeps no token.
+    """
+
+    plan: Plan
+
+    def __init__(
+        self,
+        encoder: ViT,
+        decoder: Callable[[int, tuple[int, int]], nn.Module],
+        teacher: nn.Module,
+        *,
+        mask_ratio: float,
+        loss_distance: str,
+        loss_tokens: str,
+        standardize_target: bool,
+        weight_decay: float,
+        betas: tuple[float, float],
+        compile: bool,
+    ) -> None:
+        super().__init__()
+        num_visible_tokens(encoder.num_tokens, mask_ratio)
+        self.student = SAMI(encoder, decoder, teacher.width)
+        self.statistics = ChannelStatistics(teacher.width) if standardize_target else nn.Identity()
+        self._teacher = (teacher,)  # in a tuple, so that it is no submodule: not saved, not broadcast, not optimised
+        self.mask_ratio, self.loss_distance, self.loss_tokens = mask_ratio, loss_distance, loss_tokens
+        self.weight_decay, self.betas = weight_decay, tuple(betas)
+        self.clock = StageClock()
+        self.agreement, self.knn = FeatureAgreement(teacher.width), KNNAccuracy()
+        if compile:
+            self.student.compile()
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen teacher."""
+        return self._teacher[0]
+
+    def setup(self, stage: str) -> None:
+        """Lightning moves its submodules to the device; the teacher is none."""
+        self.teacher.to(self.trainer.strategy.root_device)
+
+    def on_fit_start(self) -> None:
+        """Measures the target's statistics, unless a checkpoint brought them."""
+        if isinstance(self.statistics, ChannelStatistics):
+            self.statistics.measure(self.trainer.datamodule, self.teacher, device=self.device)
+
+    def target(self, batch: dict[str, Any]) -> Tensor:
+        """[B, N, E] what the student has to predict, without gradient."""
+        with torch.no_grad():
+            return self.statistics(self.teacher(batch))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The loss of Eq. (1) for one batch."""
+        split = split_by_noise(batch["noise"], self.mask_ratio)
+        with self.clock("teacher"):
+            target = self.target(batch)  # [B, N, E]
+        prediction = self.student(batch["image"], split)  # [B, N, E]
+        loss = self.loss(prediction, target, split)
+        self.log("train/loss", loss, prog_bar=True)
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            similarity = torch.cosine_similarity(prediction.detach(), target, dim=-1).mean()
+            self.log("train/cosine", similarity)
+            self.log("train/explained_variance", explained_variance(prediction.detach(), target))
+            self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
+            self.log("train/epoch", self.trainer.global_step / self.plan.steps_per_epoch)
+        return loss
+
+    def loss(self, prediction: Tensor, target: Tensor, split: MaskSplit) -> Tensor:
+        """`feature_loss` as configured."""
+        return feature_loss(prediction, target, split, distance=self.loss_distance, tokens=self.loss_tokens)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Loss and agreement on fixed views with fixed masks; k-NN on the encoder's view of the whole photo."""
+        batch = keep_valid(batch)
+        if len(batch["image"]) == 0:
+            return
+        split = split_by_noise(batch["noise"], self.mask_ratio)
+        target = self.target(batch)  # [B, N, E]
+        prediction = self.student(batch["image"], split)  # [B, N, E]
+        self.agreement.update(prediction, target)
+        self.knn.update(self.features(batch["image"]), batch["label"])
+        self.log("val/loss", self.loss(prediction, target, split), batch_size=len(target), sync_dist=True)
+
+    def features(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D]: mean of the encoder's patch tokens; MAE's class token is trained by nothing."""
+        return self.student.encoder.forward_features(image)[:, 1:].mean(dim=1)
+
+    def on_validation_epoch_end(self) -> None:
+        """Reduces over ranks and logs."""
+        if self.agreement.update_called:
+            for name, value in self.agreement.compute().items():
+                self.log(f"val/{name}", value.float(), rank_zero_only=True)
+            self.log("val/knn", self.knn.compute(), rank_zero_only=True)
+        self.agreement.reset()
+        self.knn.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with the schedule of `plan`, stepped every optimiser step."""
+        optimizer = AdamW(
+            decay_groups(self.student, self.weight_decay), lr=self.plan.lr, betas=self.betas, fused=True
+        )
+        factor = partial(lr_factor, warmup_steps=self.plan.warmup_steps, max_steps=self.plan.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices decay; norms, biases, tokens and position embeddings do not."""
+    decay, keep = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim <= 1 or name.endswith(("_token", "pos_embed"))
+            (keep if plain else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]

@@ -1,0 +1,109 @@
+"""How long, how fast, in which portions: the recipe's numbers for the data and machines at hand."""
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from sami.data.photos import PhotoData
+
+
+class Plan(NamedTuple):
+    """A schedule worked out for one data set and one number of devices."""
+
+    batch_size: int  # photos per batch and device
+    world_size: int
+    accumulate: int  # batches per optimiser step and device
+    epoch_size: int  # photos of an epoch: whole global batches
+    steps_per_epoch: int
+    max_steps: int
+    warmup_steps: int
+    lr: float
+
+    @property
+    def global_batch_size(self) -> int:
+        """Photos per optimiser step."""
+        return self.batch_size * self.world_size * self.accumulate
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of the whole run on one device."""
+        return self.max_steps * self.accumulate
+
+    def steer(self, trainer: "pl.Trainer", data: "PhotoData", *, validate_every_epochs: float) -> None:
+        """Makes trainer and data follow the plan."""
+        trainer.accumulate_grad_batches = self.accumulate
+        trainer.fit_loop.epoch_loop.max_steps = self.max_steps
+        every = max(1, round(validate_every_epochs * self.steps_per_epoch))
+        trainer.val_check_interval = every * self.accumulate
+        data.set_stream(batch_size=self.batch_size, epoch_size=self.epoch_size, num_batches=self.num_batches)
+
+    def __str__(self) -> str:
+        return (
+            f"global batch {self.global_batch_size} = {self.batch_size} photos x {self.world_size} devices x "
+            f"{self.accumulate} accumulated; {self.steps_per_epoch} steps per epoch, {self.max_steps} in all, "
+            f"{self.warmup_steps} of warm-up; peak learning rate {self.lr:.3g}"
+        )
+
+
+class Schedule:
+    """Linear warm-up, then a half cosine to zero, per step (arXiv:2312.00863, Sec. 4.1, as MAE).
+
+    Args:
+        epochs: of training.
+        warmup_epochs: of linear warm-up.
+        base_lr: the peak is lr = base_lr * global_batch_size / 256. The paper's 2.4e-3 at 4096 is 1.5e-4 here.
+        global_batch_size: photos per optimiser step over all devices; the recipe's number, whatever the machine.
+        batch_size: photos per batch and device; what fits its memory. The rest is accumulated.
+    """
+
+    def __init__(
+        self, *, epochs: float, warmup_epochs: float, base_lr: float, global_batch_size: int, batch_size: int
+    ) -> None:
+        self.epochs, self.warmup_epochs, self.base_lr = epochs, warmup_epochs, base_lr
+        self.global_batch_size, self.batch_size = global_batch_size, batch_size
+
+    def plan(self, *, num_photos: int, world_size: int) -> Plan:
+        """The numbers for this data set and these devices.
+
+        Raises:
+            ValueError: the global batch does not divide into batches of this size on these devices, or is larger
+                than the data set, or warm-up is not shorter than training.
+        """
+        per_round = self.batch_size * world_size
+        if self.batch_size < 1 or self.global_batch_size % per_round:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of batch_size={self.batch_size} "
+                f"x {world_size} devices: choose a batch_size that divides {self.global_batch_size / world_size:g}"
+            )
+        steps_per_epoch = num_photos // self.global_batch_size
+        if steps_per_epoch == 0:
+            raise ValueError(
+                f"{num_photos} photos do not fill one global batch of {self.global_batch_size}: "
+                f"lower schedule.global_batch_size to {num_photos} or less"
+            )
+        max_steps, warmup_steps = round(self.epochs * steps_per_epoch), round(self.warmup_epochs * steps_per_epoch)
+        if max_steps < 1 or warmup_steps >= max_steps:
+            raise ValueError(
+                f"epochs={self.epochs} with warmup_epochs={self.warmup_epochs}: "
+                "training has to last a step at least and longer than its warm-up"
+            )
+        return Plan(
+            batch_size=self.batch_size,
+            world_size=world_size,
+            accumulate=self.global_batch_size // per_round,
+            epoch_size=steps_per_epoch * self.global_batch_size,
+            steps_per_epoch=steps_per_epoch,
+            max_steps=max_steps,
+            warmup_steps=warmup_steps,
+            lr=self.base_lr * self.global_batch_size / 256,
+        )
+
+
+def lr_factor(step: int, *, warmup_steps: int, max_steps: int) -> float:
+    """The learning rate of optimiser step `step` (from 0) as a fraction of its peak."""
+    if step < warmup_steps:
+        return step / warmup_steps
+    progress = (step - warmup_steps) / (max_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,76 @@
+"""How fast training runs, and where its time goes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+
+class StageClock:
+    """Seconds spent in named stages. On a GPU it marks the stream and asks for the times later, so nothing waits."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Adds the time spent inside to `stage`."""
+        if torch.cuda.is_available():
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            yield
+            end.record()
+            self._events.append((stage, start, end))
+        else:
+            begin = time.perf_counter()
+            yield
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - begin
+
+    def collect(self) -> dict[str, float]:
+        """The seconds of each stage since the last call. Waits for the GPU."""
+        for stage, start, end in self._events:
+            end.synchronize()
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + start.elapsed_time(end) / 1000
+        seconds, self._seconds, self._events = self._seconds, {}, []
+        return seconds
+
+
+class Throughput(pl.Callback):
+    """Logs images/s over all ranks, and the shares of time waiting for data, in the teacher and in the student.
+
+    The student's share is what is left: its forward and backward pass, the optimiser, and the trainer around them.
+    Validation is not counted.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.restart(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.training or trainer.validating:
+            self.restart(trainer, pl_module)
+
+    def restart(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forgets what was counted."""
+        if not hasattr(trainer.train_dataloader, "seconds_waited"):
+            return  # validation before training
+        pl_module.clock.collect()
+        self.photos, self.began = 0, time.perf_counter()
+        self.waited = trainer.train_dataloader.seconds_waited
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
+    ) -> None:
+        self.photos += len(batch["image"]) * trainer.world_size
+        if (batch_idx + 1) % (trainer.log_every_n_steps * trainer.accumulate_grad_batches):
+            return
+        stages = pl_module.clock.collect()
+        elapsed = time.perf_counter() - self.began
+        data = (trainer.train_dataloader.seconds_waited - self.waited) / elapsed
+        teacher = stages.get("teacher", 0.0) / elapsed
+        pl_module.log("speed/images_per_second", self.photos / elapsed, prog_bar=True)
+        pl_module.log_dict({"speed/data": data, "speed/teacher": teacher, "speed/student": 1 - data - teacher})
+        self.restart(trainer, pl_module)

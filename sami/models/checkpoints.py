@@ -1,0 +1,135 @@
+"""Where a network's weights come from: files read safely, renamed by pure maps, loaded without leftovers."""
+
+import argparse
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+SHOWN = 4  # names of each kind in an error message
+
+
+def sam_image_encoder_to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Segment Anything's names (`sam_vit_h_4b8939.pth`) -> those of timm's samvit, without the rest of SAM."""
+    prefix = "image_encoder."
+    names = {name: name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
+    return {new.replace(".mlp.lin", ".mlp.fc"): state_dict[name] for name, new in names.items()}
+
+
+def mae_to_sami(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of MAE's released pretraining files -> those of `SAMI(ViT, SelfAttentionDecoder)`.
+
+    Files without MAE's decoder give the entries of the encoder only.
+    """
+    return {_mae_name(name): value for name, value in state_dict.items()}
+
+
+def _mae_name(name: str) -> str:
+    if name.startswith("decoder_pred."):
+        return name.replace("decoder_pred.", "head.", 1)
+    if name.startswith("decoder_"):
+        return name.replace("decoder_", "decoder.", 1)
+    return f"decoder.{name}" if name == "mask_token" else f"encoder.{name}"
+
+
+def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .pth or .safetensors file, on the CPU and mapped from the file where its format allows it.
+
+    Nothing in the file is executed. A top-level "model" or "state_dict" entry, as MAE's and timm's training files
+    have it, is unwrapped.
+
+    Raises:
+        ValueError: there is no such file, it cannot be read as a checkpoint, it holds objects other than tensors and
+            plain settings, or no tensors by name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. Give the path of a .pth or .safetensors file")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            with torch.serialization.safe_globals([argparse.Namespace]):  # MAE's training files keep their arguments
+                # files older than torch 1.6 are no zip archives and cannot be mapped
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: it is damaged, incomplete, not a weight file, or holds objects "
+            f"that would run code ({reason}). Download it again, or save its tensors alone"
+        ) from error
+    for entry in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
+            content = content[entry]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name: give a state dict")
+    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(f"{path} holds entries that are no tensors: {_some(others)}. Give a state dict")
+    return dict(content)
+
+
+def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
+    """Load every entry into `module`, and leave none of its own as it was.
+
+    A module on the meta device takes the tensors of `state_dict` as they are, in its own dtype, without a copy.
+
+    Args:
+        source: where the state dict came from, for the message.
+
+    Raises:
+        ValueError: names are missing or left over, or shapes differ; nothing has been loaded then.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in own]
+    shapes = [
+        f"{name} is {list(state_dict[name].shape)}, needed {list(value.shape)}"
+        for name, value in own.items()
+        if name in state_dict and state_dict[name].shape != value.shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    if missing or unexpected or shapes:
+        found = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names)
+        raise ValueError(f"{source} does not fit {type(module).__name__}. {found}. Give the file of this very model")
+    on_meta = any(value.is_meta for value in own.values())
+    if on_meta:
+        state_dict = {name: state_dict[name].to(value.dtype) for name, value in own.items()}
+    module.load_state_dict(state_dict, assign=on_meta)
+
+
+def download(build: Callable[[], nn.Module], *, advice: str) -> nn.Module:
+    """What `build` returns; whatever stops its download becomes one error that says what to do instead.
+
+    Raises:
+        RuntimeError: the weights could not be fetched.
+    """
+    try:
+        return build()
+    except Exception as error:  # timm, huggingface_hub and their HTTP clients each raise their own
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise RuntimeError(
+            f"teacher.weights=hub: the weights could not be downloaded ({reason}). Without network access, {advice}, "
+            f"and set teacher.weights to the path of that file"
+        ) from error
+
+
+def build_random(build: Callable[[], nn.Module], *, announce: str | None) -> nn.Module:
+    """What `build` returns, initialised from a fixed seed that leaves the global one alone.
+
+    Args:
+        announce: the name to warn about; None where the weights are about to be loaded.
+    """
+    if announce is not None:
+        warnings.warn(f"{announce} has random weights: its features mean nothing", stacklevel=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -1,0 +1,209 @@
+"""Frozen networks whose features the student learns to predict.
+
+B images   H W pixels   p the student's patch size   gh gw the student's token grid, N = gh*gw   h w the teacher's grid
+E teacher width
+"""
+
+import difflib
+import inspect
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from sami.models.checkpoints import build_random, download, load_state_dict_file, load_strictly
+from sami.models.samvit import SAM_PATCH_SIZE, fit_position_tables, load_sam
+from sami.ops.resize import area_resize
+
+INPUT_MEAN, INPUT_STD = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+
+
+class Teacher(nn.Module):
+    """What turns a batch into targets [B, N, E] on the student's grid, in image order. It never learns.
+
+    Subclasses set `width`, E, and implement `target`: image [B, 3, H, W], normalised with ImageNet's mean and
+    standard deviation (they are SAM's), to [B, N, E].
+
+    Args:
+        patch_size: p, the student's: the grid is (H / p, W / p).
+    """
+
+    width: int
+
+    def __init__(self, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in eval mode: the trainer that holds us switches its whole tree to training."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """batch["image"] [B, 3, H, W] -> [B, N, E], tokens in image order.
+
+        Raises:
+            ValueError: the image is not a whole number of the student's patches.
+        """
+        H, W = batch["image"].shape[-2:]
+        if H % self.patch_size or W % self.patch_size:
+            raise ValueError(f"an image of {H}x{W} pixels is not a whole number of patches of {self.patch_size} pixels")
+        return self.target(batch["image"])
+
+    def to_tokens(self, features: Tensor, image: Tensor) -> Tensor:
+        """[B, E, h, w] -> [B, N, E] on the student's grid: area means, or bilinear where the map must grow."""
+        (h, w), (H, W) = features.shape[-2:], image.shape[-2:]
+        gh, gw = H // self.patch_size, W // self.patch_size
+        if gh > h or gw > w:
+            features = F.interpolate(features.float(), (gh, gw), mode="bilinear").to(features.dtype)
+        return area_resize(features, (gh, gw)).flatten(2).transpose(1, 2)
+
+
+class SamTeacher(Teacher):
+    """f^sam of arXiv:2312.00863, Sec. 3.2: SAM's image encoder (arXiv:2304.02643), as timm's samvit.
+
+    The paper says "SAM ViT-H image encoder" and leaves the rest open; the defaults and their reasons:
+
+    - `input_size=None`, the student's crop as it is. Eq. (1) gives teacher and student the same N tokens, and 224
+      pixels are 14x14 patches, one attention window of SAM. SAM was trained at 1024: `input_size=1024` enlarges
+      the crop and averages the 64x64 map over the area of each student token, at about 25 times the cost.
+    - `layer="neck"`: 256 channels, "the output of SAM image encoder" as SAM's own code returns it. "last_block" is
+      the map before the neck, which the only public re-implementation chose.
+    - Targets are not normalised: the text mentions none, and the neck ends in a LayerNorm.
+
+    Args:
+        name: sam_vit_b, sam_vit_l or sam_vit_h.
+        weights: "hub" (timm's download), the path of a file with Meta's or timm's names, or "random" (always the
+            same numbers; for tests and benchmarks).
+        input_size: longest side in pixels that the teacher sees, bilinear as in SAM's preprocessing. None: as given.
+        layer: "neck" or "last_block" (E = 768, 1024 or 1280).
+        patch_size: the student's.
+
+    Raises:
+        ValueError: unknown `name` or `layer`, `input_size` is not a multiple of 16, or the file is missing, damaged
+            or of another model; in `forward`, the teacher's image is not a whole number of patches of 16.
+        RuntimeError: the download failed.
+    """
+
+    def __init__(
+        self,
+        name: str = "sam_vit_h",
+        weights: str = "hub",
+        input_size: int | None = None,
+        layer: str = "neck",
+        patch_size: int = 16,
+    ) -> None:
+        super().__init__(patch_size)
+        if layer not in ("neck", "last_block"):
+            raise ValueError(f"teacher layer={layer!r}: choose neck or last_block")
+        if input_size is not None and (input_size <= 0 or input_size % SAM_PATCH_SIZE):
+            raise ValueError(f"teacher input_size={input_size}: give a multiple of {SAM_PATCH_SIZE} pixels, or null")
+        self.input_size = input_size
+        self.network = load_sam(name, weights).eval().requires_grad_(False)
+        if layer == "last_block":
+            self.network.neck = nn.Identity()
+        self.width = self.network.embed_dim if layer == "last_block" else self.network.num_features
+        self.position_tables: dict[tuple, dict[str, Tensor]] = {}
+
+    def target(self, image: Tensor) -> Tensor:
+        view = image if self.input_size is None else resize_longest(image, self.input_size, multiple=SAM_PATCH_SIZE)
+        H, W = view.shape[-2:]
+        if H % SAM_PATCH_SIZE or W % SAM_PATCH_SIZE:
+            raise ValueError(
+                f"SAM cannot take an image of {H}x{W} pixels, its patches have {SAM_PATCH_SIZE}: "
+                f"set the teacher's input_size to a multiple of {SAM_PATCH_SIZE}"
+            )
+        features = torch.func.functional_call(self.network, self.tables_for(view), (view,))  # [B, E, h, w]
+        return self.to_tokens(features, image)
+
+    def tables_for(self, image: Tensor) -> dict[str, Tensor]:
+        """The position tables for this image's grid. timm would resize those of 1024 pixels in every forward."""
+        table = self.network.pos_embed
+        H, W = image.shape[-2:]
+        key = (H, W, table.device, table.dtype)
+        if key not in self.position_tables:
+            self.position_tables[key] = fit_position_tables(self.network, (H // SAM_PATCH_SIZE, W // SAM_PATCH_SIZE))
+        return self.position_tables[key]
+
+
+class TimmTeacher(Teacher):
+    """The last feature map of any timm model: CLIP and DINOv2 as in the ablation of arXiv:2312.00863, Sec. 4.4 (the
+    paper says "CLIP encoder" and not which), or a convnet. The model's final norm is applied, class and register
+    tokens are dropped, and the image is brought to the model's own mean and standard deviation.
+
+    Args:
+        name: timm's, with or without the tag of its weights: vit_base_patch16_clip_224.openai.
+        weights: "hub" (timm's download), the path of a file with timm's names, or "random" (always the same numbers).
+        input_size: longest side in pixels that the teacher sees. None: the crop as it is; models that take one size
+            only, and patches that do not divide the crop, need it.
+        patch_size: the student's.
+
+    Raises:
+        ValueError: unknown `name`, or the file is missing, damaged or of another model; in `forward`, the model
+            cannot take an image of this size.
+        RuntimeError: the download failed.
+    """
+
+    def __init__(self, name: str, weights: str = "hub", input_size: int | None = None, patch_size: int = 16) -> None:
+        super().__init__(patch_size)
+        self.name, self.input_size = name, input_size
+        self.network = load_timm(name, weights, input_size).eval().requires_grad_(False)
+        last = self.network.feature_info[-1]
+        self.width = last.get("num_chs_norm", last["num_chs"])
+        mean, std = (torch.tensor(self.network.pretrained_cfg[key]) for key in ("mean", "std"))
+        # (image * INPUT_STD + INPUT_MEAN - mean) / std
+        self.register_buffer("scale", (INPUT_STD / std).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("shift", ((INPUT_MEAN - mean) / std).reshape(3, 1, 1), persistent=False)
+
+    def target(self, image: Tensor) -> Tensor:
+        view = image if self.input_size is None else resize_longest(image, self.input_size)
+        view = view * self.scale + self.shift
+        try:
+            (features,) = self.network.forward_intermediates(view, indices=1, norm=True, intermediates_only=True)
+        except AssertionError as error:  # timm's way to refuse a size
+            H, W = view.shape[-2:]
+            raise ValueError(
+                f"{self.name} cannot take an image of {H}x{W} pixels ({error}): set the teacher's input_size"
+            ) from error
+        return self.to_tokens(features, image)  # features [B, E, h, w], whatever the model's own layout
+
+
+def load_timm(name: str, weights: str, input_size: int | None) -> nn.Module:
+    """timm's model of this name without a classifier, for images of `input_size` or, where it can, of any size."""
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), cutoff=0.5)
+        raise ValueError(f"teacher name={name!r} is no timm model. Close to it: {', '.join(close) or 'none'}")
+    try:
+        with torch.device("meta"):
+            takes = inspect.signature(type(timm.create_model(name))).parameters
+    except RuntimeError as error:  # timm knows the model, not the tag behind the dot
+        tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
+        raise ValueError(f"teacher name={name!r}: {error} Weights on the hub: {tags}") from error
+    options: dict[str, object] = {"num_classes": 0}
+    if "dynamic_img_size" in takes:
+        options["dynamic_img_size"] = True
+    elif "img_size" in takes and input_size is not None:
+        options["img_size"] = input_size
+    if weights == "hub":
+        return download(
+            lambda: timm.create_model(name, pretrained=True, **options),
+            advice=f"download model.safetensors from the page timm/{name} of huggingface.co",
+        )
+    network = build_random(lambda: timm.create_model(name, **options), announce=name if weights == "random" else None)
+    if weights != "random":
+        classifier = network.pretrained_cfg.get("classifier") or ()
+        prefixes = tuple(f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier))
+        state_dict = load_state_dict_file(weights)
+        state_dict = {key: value for key, value in state_dict.items() if not (prefixes and key.startswith(prefixes))}
+        load_strictly(network, state_dict, source=f"teacher.weights={weights}")
+    return network
+
+
+def resize_longest(image: Tensor, longest: int, *, multiple: int = 1) -> Tensor:
+    """[B, 3, H, W] -> the image with its longest side at `longest` pixels, each side a multiple of `multiple`."""
+    H, W = image.shape[-2:]
+    size = [max(round(side * longest / max(H, W) / multiple), 1) * multiple for side in (H, W)]
+    return F.interpolate(image, size, mode="bilinear", antialias=True)  # antialias acts where the image shrinks only

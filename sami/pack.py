@@ -1,0 +1,27 @@
+"""A folder of images to webdataset shards, which training reads in order.
+
+    python -m sami.pack source=/photos target=/shards short_side=256
+    python -m sami.pack source=/imagenet/val target=/shards prefix=val short_side=256 num_workers=8
+
+Subfolders are classes, as in ImageNet. The same command again continues an interrupted run.
+"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="pack")
+def main(cfg: DictConfig) -> None:
+    from sami.data.pack_shards import pack_images  # brings torch: each worker imports this file, and would wait for it
+
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    source, target = Path(str(config.pop("source"))), Path(str(config.pop("target")))
+    num_packed, num_skipped = pack_images(source, target, **config)
+    listed = f", {num_skipped} broken ones are listed in {target / 'skipped.csv'}" if num_skipped else ""
+    print(f"{num_packed} images are in {target}{listed}")
+
+
+if __name__ == "__main__":
+    main()

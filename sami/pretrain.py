@@ -1,0 +1,98 @@
+"""SAMI pretraining (arXiv:2312.00863).
+
+python -m sami.pretrain
+python -m sami.pretrain +experiment=vit_s data.train='"/data/imagenet/train-{0000..1023}.tar"'
+python -m sami.pretrain +experiment=vit_s data=image_folder data.root=/data/photos
+torchrun --nproc_per_node=8 -m sami.pretrain +experiment=vit_s ...
+
+The same command again continues the run.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from sami.data.photos import PhotoData
+from sami.entry import explain_errors, flatten, quiet_lightning
+from sami.methods.checkpoints import BackboneExport, RunCheckpoint, WholeFileIO
+from sami.methods.logs import TableLogger
+from sami.methods.progress import say
+from sami.methods.schedule import Plan
+
+# what may differ when a run is continued: where things lie and what machine it is, not what is computed
+FREE = {
+    *("name", "run_dir", "notice", "trainer", "callbacks", "logger", "validate_every_epochs", "checkpoint_every_n_steps"),
+    *("data.train", "data.val", "data.root", "data.folder", "data.num_workers", "data.val_batch_size"),
+    *("method.encoder", "method.decoder", "method.teacher", "method.compile", "schedule.batch_size", "teacher.weights"),
+}
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="pretrain")
+def main(cfg: DictConfig) -> None:
+    """Hydra's door to `pretrain`."""
+    with explain_errors():
+        pretrain(cfg)
+
+
+def pretrain(cfg: DictConfig) -> None:
+    """Runs or continues the training that `cfg` describes."""
+    quiet_lightning()
+    if cfg.notice:
+        say(cfg.notice)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    data: PhotoData = instantiate(cfg.data)
+    method = instantiate(cfg.method)
+    last = Path(cfg.run_dir, "last.ckpt")
+    contract = flatten(cfg, without=FREE) | {"photos": data.train_source.fingerprint}
+    recipe = {name: str(contract[name]) for name in contract if name.startswith(("method.", "teacher.", "decoder."))}
+    trainer: pl.Trainer = instantiate(
+        cfg.trainer,
+        logger=list(instantiate(cfg.logger).values()),
+        callbacks=[
+            *instantiate(cfg.callbacks).values(),
+            BackboneExport(str(last.with_name("backbone.safetensors")), recipe=recipe),
+            RunCheckpoint(str(last), every_n_steps=cfg.checkpoint_every_n_steps, contract=contract),
+        ],
+        plugins=[WholeFileIO()],
+    )
+    plan: Plan = instantiate(cfg.schedule).plan(num_photos=data.num_photos, world_size=trainer.world_size)
+    plan.steer(trainer, data, validate_every_epochs=cfg.validate_every_epochs)
+    method.plan = plan
+    say(f"{data.num_photos} photos; {plan}")
+
+    step = start_step(last, trainer)
+    if step >= plan.max_steps:
+        say(f"{last.parent} is finished at step {step}. Another name=... starts another run.")
+        return
+    if data.val_source is None:
+        trainer.limit_val_batches = 0
+    elif step == 0:
+        trainer.validate(method, data, verbose=False)
+    trainer.fit(method, data, ckpt_path=str(last) if step else None)
+    say(f"finished: {last.with_name('backbone.safetensors')}, loss_curve.png, metrics.csv and pictures/ beside it")
+
+
+def start_step(last: Path, trainer: pl.Trainer) -> int:
+    """The optimiser step that the run continues from, 0 for a new one. Says which.
+
+    Raises:
+        ValueError: the checkpoint cannot be read.
+    """
+    if not last.exists():
+        say(f"starting {last.parent}")
+        return 0
+    checkpoint: dict[str, Any] = WholeFileIO().load_checkpoint(last)
+    step = checkpoint["global_step"]
+    say(f"continuing {last.parent} after step {step}")
+    for logger in trainer.loggers:
+        if isinstance(logger, TableLogger):
+            logger.keep_before(step)
+    return step
+
+
+if __name__ == "__main__":
+    main()

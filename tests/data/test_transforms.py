@@ -1,0 +1,99 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_photo, encode
+from PIL import Image
+
+from sami.data.transforms import (
+    BrokenImage,
+    center_crop_box,
+    crop_and_resize,
+    decode,
+    denormalize,
+    image_size,
+    normalize,
+    random_crop_box,
+)
+
+
+def pillow_crop(data: bytes, box: tuple[int, int, int, int], side: int) -> torch.Tensor:
+    top, left, height, width = box
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    resized = picture.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def test_crop_equals_pillow() -> None:
+    data = encode(draw_photo(0, height=120, width=160), quality=95)
+    for box in ((0, 0, 120, 160), (13, 40, 77, 60), (5, 100, 10, 9)):
+        ours, theirs = crop_and_resize(data, box, 64), pillow_crop(data, box, 64)
+        assert ours.shape == (3, 64, 64) and ours.dtype == torch.uint8
+        assert (ours.float() - theirs.float()).abs().mean() < 1
+
+
+def test_scaled_decoding_keeps_the_frame() -> None:
+    """A large photo is decoded at a fraction of its size; the same box must still show the same part."""
+    data = encode(draw_photo(1, height=901, width=1203, grain=150), quality=95)
+    for box in ((0, 0, 901, 1203), (200, 301, 650, 640)):
+        ours, theirs = crop_and_resize(data, box, 64), pillow_crop(data, box, 64)
+        assert decode(data, min_scale=128 / min(box[2:])).shape[0] < 901
+        assert (ours.float() - theirs.float()).abs().mean() < 2  # box edges fall between the pixels of the smaller picture
+
+
+def test_flip_mirrors() -> None:
+    data = encode(draw_photo(2))
+    plain, flipped = (crop_and_resize(data, (0, 0, 48, 64), 32, flip=flip) for flip in (False, True))
+    assert torch.equal(plain.flip(-1), flipped) and not torch.equal(plain, flipped)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16", "1"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    grey = np.tile(np.linspace(0, 255, 40), (30, 1))
+    picture = Image.fromarray((grey * 257).astype(np.uint16)) if mode == "I;16" else Image.fromarray(grey.astype(np.uint8))
+    buffer = io.BytesIO()
+    (picture if mode in ("L", "I;16") else picture.convert(mode)).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
+    pixels = decode(buffer.getvalue())
+    assert pixels.shape == (30, 40, 3) and pixels.dtype == np.uint8
+    assert np.abs(pixels[:, :4].astype(float)).mean() < 30 and pixels[:, -4:].mean() > 220
+
+
+def test_one_pixel_and_a_thread_of_pixels() -> None:
+    for height, width in ((1, 1), (1, 300), (300, 1)):
+        data = encode(draw_photo(3, height=height, width=width), "PNG")
+        box = random_crop_box(image_size(data), np.random.default_rng(0), scale=(0.2, 1), ratio=(0.75, 1.33))
+        assert crop_and_resize(data, box, 32).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"not an image at all", encode(draw_photo(4))[:600], encode(draw_photo(4), "PNG")[:400]]
+)
+def test_broken_bytes_are_named_as_such(data: bytes) -> None:
+    with pytest.raises(BrokenImage, match="Error|cannot|truncated"):
+        crop_and_resize(data, (0, 0, 1, 1), 8)
+
+
+def test_random_boxes_are_inside_and_spread() -> None:
+    rng = np.random.default_rng(0)
+    areas = []
+    for _ in range(2000):
+        top, left, height, width = random_crop_box((300, 400), rng, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3))
+        assert 0 <= top <= 300 - height and 0 <= left <= 400 - width
+        assert 0.74 < width / height < 1.35
+        areas.append(height * width / (300 * 400))
+    assert 0.19 < min(areas) and max(areas) > 0.9 and abs(np.median(areas) - 0.55) < 0.08
+
+
+def test_center_crop_box() -> None:
+    assert center_crop_box((200, 400), 0.875) == (12, 112, 175, 175)
+    top, left, side, _ = center_crop_box((256, 256), 0.875)
+    assert (top, left, side) == (16, 16, 224)
+
+
+def test_normalize_and_back() -> None:
+    image = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    normal = normalize(image)
+    expected = (image[0, 1, 0, 0] / 255 - 0.456) / 0.224
+    torch.testing.assert_close(normal[0, 1, 0, 0], expected)
+    assert torch.equal(denormalize(normal), image)

@@ -1,0 +1,78 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sami.methods.checkpoints import RunCheckpoint, WholeFileIO, write_whole
+
+
+def test_a_failed_write_keeps_the_good_file(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    WholeFileIO().save_checkpoint({"step": 1}, path)
+
+    class Unwritable:
+        def __reduce__(self) -> None:
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        WholeFileIO().save_checkpoint({"weights": torch.zeros(1000), "bad": Unwritable()}, path)
+    assert WholeFileIO().load_checkpoint(path) == {"step": 1}
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_kill_9_while_writing_keeps_the_good_file(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_text("good")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from sami.methods.checkpoints import write_whole\n"
+        "def write(path):\n    path.write_text('ba'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_whole(Path(sys.argv[1]), write)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
+    assert path.read_text() == "good"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_full_disk_keeps_the_good_file(tmp_path: Path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(tmp_path)], check=False).returncode:
+        pytest.skip("this machine does not let us mount a small disk")
+    try:
+        path = tmp_path / "last.ckpt"
+        WholeFileIO().save_checkpoint({"weights": torch.zeros(1000)}, path)
+        with pytest.raises((OSError, RuntimeError)):
+            WholeFileIO().save_checkpoint({"weights": torch.zeros(100_000)}, path)
+        assert len(WholeFileIO().load_checkpoint(path)["weights"]) == 1000
+        assert os.listdir(tmp_path) == ["last.ckpt"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_write_whole_replaces(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        write_whole(tmp_path / "new" / "file", lambda path, text=text: path.write_text(text))
+        assert (tmp_path / "new" / "file").read_text() == text
+
+
+def test_only_tensors_and_plain_containers_are_read(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {tmp_path}/sprung",)
+
+    torch.save({"global_step": 1, "trap": Trap()}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"last\.ckpt cannot be read"):
+        WholeFileIO().load_checkpoint(tmp_path / "last.ckpt")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_contract_lists_every_difference(tmp_path: Path) -> None:
+    before = RunCheckpoint(str(tmp_path / "last.ckpt"), every_n_steps=1, contract={"seed": 0, "a.b": 1, "gone": 2})
+    now = RunCheckpoint(str(tmp_path / "last.ckpt"), every_n_steps=1, contract={"seed": 0, "a.b": 3, "new": 4})
+    before.load_state_dict(before.state_dict())
+    with pytest.raises(ValueError) as error:
+        now.load_state_dict(before.state_dict())
+    for line in ("a.b: 1 in the checkpoint, 3 now", "gone: 2 in the checkpoint, None now", "new: None in"):
+        assert line in str(error.value)
+    assert "seed" not in str(error.value)

@@ -1,0 +1,41 @@
+import socket
+from pathlib import Path
+
+import pytest
+
+from sami.methods.logs import TableLogger, answers, has_login, read_table, wandb_logger
+
+
+def test_a_continued_table_has_each_step_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = TableLogger(str(path))
+    for step in range(5):
+        logger.log_metrics({"train/loss": 1 / (step + 1), "epoch": 0}, step)
+    with open(path, "a") as file:
+        file.write("5,train/lo")  # a crash in the middle of a line
+    logger.keep_before(3)
+    logger.log_metrics({"train/loss": 0.25}, 3)
+    assert [(step, name) for step, name, _ in read_table(path)] == [(step, "train/loss") for step in range(4)]
+    assert path.read_text().splitlines()[0] == "step,metric,value"
+    TableLogger(str(tmp_path / "none.csv")).keep_before(3)
+
+
+def test_wandb_without_login_or_network_goes_offline(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with socket.socket() as server:  # bound, not listening: connections are refused
+        server.bind(("127.0.0.1", 0))
+        logger = wandb_logger(project="p", name="a/b", folder=str(tmp_path / "run"), host="127.0.0.1")
+    assert logger._wandb_init["id"] == "a-b" and logger._offline
+    assert "wandb sync" in capsys.readouterr().out
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not has_login("api.wandb.ai")
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password key")
+    assert has_login("api.wandb.ai")
+
+
+def test_answers_needs_a_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached = []
+    monkeypatch.setattr(socket, "create_connection", lambda address, timeout: reached.append(address) or socket.socket())
+    assert answers("host") and reached == [("host", 443)]

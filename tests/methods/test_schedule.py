@@ -1,0 +1,38 @@
+import pytest
+
+from sami.methods.schedule import Schedule, lr_factor
+
+PAPER = {"epochs": 400, "warmup_epochs": 40, "base_lr": 1.5e-4, "global_batch_size": 4096}
+
+
+@pytest.mark.parametrize(("batch_size", "world_size", "accumulate"), [(256, 1, 16), (256, 8, 2), (64, 64, 1)])
+def test_one_gpu_follows_the_recipe_of_64(batch_size: int, world_size: int, accumulate: int) -> None:
+    plan = Schedule(**PAPER, batch_size=batch_size).plan(num_photos=1_281_167, world_size=world_size)
+    assert plan.accumulate == accumulate and plan.global_batch_size == 4096
+    assert (plan.steps_per_epoch, plan.max_steps, plan.warmup_steps) == (312, 124_800, 12_480)
+    assert plan.lr == pytest.approx(2.4e-3)  # arXiv:2312.00863, Sec. 4.1
+    assert "x 16 accumulated" in str(plan) or accumulate != 16
+
+
+def test_learning_rate_over_time() -> None:
+    factors = [lr_factor(step, warmup_steps=10, max_steps=110) for step in range(111)]
+    assert factors[0] == 0 and factors[5] == 0.5 and factors[10] == 1
+    assert factors[60] == pytest.approx(0.5) and factors[110] == pytest.approx(0, abs=1e-12)
+    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert lr_factor(0, warmup_steps=0, max_steps=5) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "num_photos", "world_size", "message"),
+    [
+        ({"batch_size": 100}, 10_000, 1, "not a multiple of batch_size=100 x 1 devices"),
+        ({"batch_size": 0}, 10_000, 1, "batch_size=0"),
+        ({"batch_size": 4096}, 10_000, 2, "choose a batch_size that divides 2048"),
+        ({}, 500, 1, "500 photos do not fill one global batch of 4096"),
+        ({"epochs": 40}, 10_000, 1, "longer than its warm-up"),
+    ],
+)
+def test_impossible_plans(change: dict, num_photos: int, world_size: int, message: str) -> None:
+    schedule = Schedule(**{**PAPER, "batch_size": 256, **change})
+    with pytest.raises(ValueError, match=message):
+        schedule.plan(num_photos=num_photos, world_size=world_size)

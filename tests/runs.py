@@ -1,0 +1,89 @@
+"""Real runs of `sami.pretrain` in processes of their own, so that they can be killed and asked to leave."""
+
+import csv
+import multiprocessing
+import os
+import signal
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+CONF = str(Path(__file__).parents[1] / "conf")
+TINY = [
+    *("model.image_size=32", "decoder.width=64", "decoder.depth=1", "decoder.num_heads=4", "teacher=pixels"),
+    *("schedule.global_batch_size=8", "schedule.batch_size=4", "schedule.epochs=3", "trainer.accelerator=cpu"),
+    *("trainer.devices=1", "trainer.log_every_n_steps=1", "~callbacks.progress", "+trainer.enable_progress_bar=false", "notice=null"),
+    *("checkpoint_every_n_steps=3", "callbacks.pictures.num_images=2", "data.num_workers=0", "data.val_batch_size=5"),
+]
+
+
+def compose_config(overrides: list[str], *, name: str = "pretrain") -> DictConfig:
+    """The configuration that the command line would give."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(name, overrides)
+
+
+def pretrain_in(run_dir: Path, overrides: list[str]) -> None:
+    """The body of a child process."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    from sami.pretrain import pretrain
+
+    pretrain(compose_config([*TINY, f"run_dir={run_dir}", *overrides]))
+
+
+def run_pretrain(run_dir: Path, overrides: list[str]) -> int:
+    """Runs `sami.pretrain` to its end, and gives the exit code (negative: the signal that ended it)."""
+    process = start_pretrain(run_dir, overrides)
+    process.join(120)
+    assert process.exitcode is not None, "the run hangs"
+    return process.exitcode
+
+
+def start_pretrain(run_dir: Path, overrides: list[str]) -> Any:
+    """Starts it, and gives the process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sami.pretrain", "runs"])  # imports torch once for all runs
+    process = context.Process(target=pretrain_in, args=(run_dir, overrides))
+    process.start()
+    return process
+
+
+class Recorder(pl.Callback):
+    """Writes down what each step saw, one line a batch."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        with open(self.path, "a", newline="") as file:
+            sums = [zlib.crc32(batch[name].contiguous().numpy().tobytes()) for name in ("image", "noise")]
+            csv.writer(file).writerow([trainer.global_step, trainer.global_rank, batch["position"].tolist(), *sums])
+
+
+class KillAt(pl.Callback):
+    """kill -9 to ourselves in the middle of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class PoisonAt(pl.Callback):
+    """Makes the target of one step infinite, and keeps the weights from before it."""
+
+    def __init__(self, step: int, path: str) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            torch.save(pl_module.state_dict(), self.path)
+            batch["image"][0] = torch.inf

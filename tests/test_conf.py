@@ -1,0 +1,69 @@
+"""The configuration composes, and its keys are exactly the arguments of what it builds."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_class, get_method
+from omegaconf import DictConfig, OmegaConf
+from runs import CONF, compose_config
+
+EXPERIMENTS = [str(path.relative_to(f"{CONF}/experiment").with_suffix("")) for path in Path(CONF).rglob("experiment/**/*.yaml")]
+GROUPS = [
+    f"{path.parent.name}={path.stem}"
+    for path in sorted(Path(CONF).glob("*/*.yaml"))
+    if path.parent.name not in ("experiment", "hydra")
+]
+SHARDS = "data.train=shards"
+
+
+def targets(node: object) -> list[dict]:
+    if isinstance(node, dict):
+        return [*([node] if "_target_" in node else []), *(found for value in node.values() for found in targets(value))]
+    return []
+
+
+def check_signatures(cfg: DictConfig) -> None:
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    found = targets({name: value for name, value in plain.items() if name != "hydra"})
+    assert found
+    for node in found:
+        name = node["_target_"]
+        target = get_class(name) if name.rpartition(".")[2][0].isupper() else get_method(name)
+        parameters = inspect.signature(target).parameters
+        keys = {key for key in node if not key.startswith("_")}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            assert keys <= parameters.keys(), f"{name}: {keys - parameters.keys()} is no argument of it"
+        if not node.get("_partial_"):
+            required = {n for n, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+            assert required <= keys, f"{name}: {required - keys} is missing"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments_compose(experiment: str) -> None:
+    cfg = compose_config([f"+experiment={experiment}", SHARDS])
+    check_signatures(cfg)
+    assert cfg.name == experiment.replace("/", "_") and cfg.notice is None
+
+
+@pytest.mark.parametrize("choice", GROUPS)
+def test_every_choice_of_every_group_composes(choice: str) -> None:
+    check_signatures(compose_config([choice]))
+
+
+def test_the_papers_recipe() -> None:
+    """arXiv:2312.00863, Sec. 4.1."""
+    cfg = compose_config(["+experiment=vit_s", SHARDS])
+    assert cfg.schedule.base_lr * cfg.schedule.global_batch_size / 256 == pytest.approx(2.4e-3)
+    assert (cfg.schedule.epochs, cfg.schedule.warmup_epochs, cfg.schedule.global_batch_size) == (400, 40, 4096)
+    assert (cfg.method.betas, cfg.method.weight_decay, cfg.method.mask_ratio) == ([0.9, 0.95], 0.05, 0.75)
+    assert (cfg.decoder.depth, cfg.decoder.width, cfg.model.image_size, cfg.teacher.name) == (8, 512, 224, "sam_vit_h")
+    assert (cfg.method.loss_tokens, cfg.method.loss_distance, cfg.data.flip) == ("all", "mse", 0.5)
+
+
+def test_misspelt_key_and_missing_plus() -> None:
+    with pytest.raises(ConfigCompositionException, match="masking_ratio"):
+        compose_config(["method.masking_ratio=0.5"])
+    with pytest.raises(ConfigCompositionException, match=r"\+experiment=vit_s"):
+        compose_config(["experiment=vit_s"])

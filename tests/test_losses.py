@@ -1,0 +1,56 @@
+"""What is minimised."""
+
+import pytest
+import torch
+
+from sami.losses import feature_loss
+from sami.ops.masking import split_by_noise
+
+
+@pytest.fixture
+def case():
+    torch.manual_seed(0)
+    return torch.randn(2, 8, 4), torch.randn(2, 8, 4), split_by_noise(torch.rand(2, 8), 0.75)
+
+
+def test_mse_over_all_tokens_is_equation_1_divided_by_the_width(case):
+    prediction, target, split = case
+    equation = sum(((prediction[b, n] - target[b, n]) ** 2).sum() for b in range(2) for n in range(8)) / (2 * 8)
+    loss = feature_loss(prediction, target, split, distance="mse", tokens="all")
+    torch.testing.assert_close(loss, equation / 4)
+
+
+def test_cosine_ignores_length_and_sees_direction(case):
+    prediction, _, split = case
+    same = feature_loss(prediction, 3 * prediction, split, distance="cosine", tokens="all")
+    opposite = feature_loss(prediction, -prediction, split, distance="cosine", tokens="all")
+    torch.testing.assert_close(same, torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(opposite, torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("distance", ["mse", "cosine"])
+def test_visible_tokens_do_not_count_when_the_loss_is_over_masked_ones(case, distance):
+    prediction, target, split = case
+    changed = prediction.clone()
+    for image, ids in zip(changed, split.ids_keep, strict=True):
+        image[ids] += 1
+    masked = [feature_loss(p, target, split, distance=distance, tokens="masked") for p in (prediction, changed)]
+    everything = [feature_loss(p, target, split, distance=distance, tokens="all") for p in (prediction, changed)]
+    assert masked[0] == masked[1]
+    assert everything[0] != everything[1]
+
+
+def test_the_loss_is_computed_in_32_bits(case):
+    prediction, target, split = case
+    loss = feature_loss(prediction.bfloat16(), target.bfloat16(), split, distance="mse", tokens="all")
+    assert loss.dtype == torch.float32
+    assert loss == feature_loss(
+        prediction.bfloat16().float(), target.bfloat16().float(), split, distance="mse", tokens="all"
+    )
+
+
+def test_unknown_names(case):
+    with pytest.raises(ValueError, match=r"loss_tokens='visible': choose all or masked"):
+        feature_loss(*case, distance="mse", tokens="visible")
+    with pytest.raises(ValueError, match=r"loss_distance='l1': choose mse or cosine"):
+        feature_loss(*case, distance="l1", tokens="all")

@@ -1,0 +1,103 @@
+"""A run that was killed and continued is the run that was never killed, bit for bit."""
+
+import csv
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import write_folder, write_shards
+from runs import run_pretrain, start_pretrain
+
+from sami.methods.preemption import EXIT_REQUEUE
+
+
+def data_overrides(root: Path, kind: str, num_workers: int) -> list[str]:
+    if kind == "folder":
+        data = ["data=image_folder", f"data.root={write_folder(root / 'photos', 43)}"]
+    else:
+        write_shards(root / "shards", [9, 14, 3, 17])
+        data = ["data=shards", f"data.train='{root}/shards/train-{{000..003}}.tar'", "data.shuffle_window=2"]
+    return [*data, f"data.num_workers={num_workers}"]
+
+
+def read_record(path: Path) -> list[list[str]]:
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.mark.parametrize(("kind", "num_workers"), [("shards", 0), ("shards", 2), ("folder", 0), ("folder", 2)])
+def test_kill_9_and_continue(tmp_path: Path, kind: str, num_workers: int) -> None:
+    data = data_overrides(tmp_path, kind, num_workers)
+    record = "callbacks.recorder={{_target_: runs.Recorder, path: {}}}"
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run_pretrain(whole, [*data, f"+{record.format(tmp_path / 'whole.csv')}"]) == 0
+
+    first = [f"+{record.format(tmp_path / 'first.csv')}", "+callbacks.kill={_target_: runs.KillAt, step: 8}"]
+    assert run_pretrain(cut, [*data, *first]) == -signal.SIGKILL
+    assert torch.load(cut / "last.ckpt", weights_only=True)["global_step"] == 6  # inside the second epoch of 5 steps
+    assert run_pretrain(cut, [*data, f"+{record.format(tmp_path / 'second.csv')}"]) == 0
+
+    seen = read_record(tmp_path / "whole.csv")
+    assert len(seen) == 30  # 15 steps of 2 accumulated batches
+    assert read_record(tmp_path / "first.csv") == seen[:16]
+    assert read_record(tmp_path / "second.csv") == seen[12:]  # the very next batch after the checkpoint
+    expected, result = (torch.load(run / "last.ckpt", weights_only=True) for run in (whole, cut))
+    assert expected["global_step"] == result["global_step"] == 15
+    torch.testing.assert_close(result["state_dict"], expected["state_dict"], rtol=0, atol=0)
+    for ours, theirs in zip(result["optimizer_states"], expected["optimizer_states"], strict=True):
+        torch.testing.assert_close(ours["state"], theirs["state"], rtol=0, atol=0)
+    assert result["lr_schedulers"] == expected["lr_schedulers"]
+    tables = [[row for row in read_record(run / "metrics.csv") if "speed" not in row[1]] for run in (whole, cut)]
+    assert tables[0] == tables[1]  # one row per step, none lost, none twice
+    assert (whole / "backbone.safetensors").read_bytes() == (cut / "backbone.safetensors").read_bytes()
+
+
+def test_finished_run_is_left_alone_and_backbone_loads_in_timm(tmp_path: Path) -> None:
+    data = [*data_overrides(tmp_path, "folder", 0), "schedule.epochs=1", "schedule.warmup_epochs=0"]
+    assert run_pretrain(tmp_path / "run", [*data, "model.image_size=224"]) == 0
+    before = (tmp_path / "run" / "last.ckpt").stat().st_mtime_ns
+    assert run_pretrain(tmp_path / "run", [*data, "model.image_size=224"]) == 0
+    assert (tmp_path / "run" / "last.ckpt").stat().st_mtime_ns == before
+    backbone = str(tmp_path / "run" / "backbone.safetensors")
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, checkpoint_path=backbone)
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
+    assert not any("teacher" in name for name in state)
+    torch.testing.assert_close(model.norm.weight, state["student.encoder.norm.weight"], rtol=0, atol=0)
+    with pytest.raises(RuntimeError):
+        timm.create_model("vit_small_patch16_224", num_classes=0, checkpoint_path=backbone)
+
+
+def test_sigterm_writes_and_asks_to_be_queued_again(tmp_path: Path) -> None:
+    data = [*data_overrides(tmp_path, "folder", 0), "checkpoint_every_n_steps=1000", "schedule.epochs=100000"]
+    process = start_pretrain(tmp_path / "run", data)
+    table = tmp_path / "run" / "metrics.csv"
+    deadline = time.monotonic() + 90
+    while not (table.exists() and table.read_text().count("train/loss") > 3):
+        assert time.monotonic() < deadline and process.is_alive()
+        time.sleep(0.1)
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == EXIT_REQUEUE
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] > 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "junk", "empty"])
+def test_a_checkpoint_that_cannot_be_read_is_an_error(tmp_path: Path, damage: str) -> None:
+    data = [*data_overrides(tmp_path, "folder", 0), "schedule.epochs=1"]
+    assert run_pretrain(tmp_path / "run", [*data, "+callbacks.kill={_target_: runs.KillAt, step: 4}"]) < 0
+    path = tmp_path / "run" / "last.ckpt"
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 2], "junk": b"no checkpoint" * 99, "empty": b""}[damage])
+    damaged = path.read_bytes()
+    assert run_pretrain(tmp_path / "run", data) == 1
+    assert path.read_bytes() == damaged
+
+
+def test_another_recipe_is_refused_another_machine_is_not(tmp_path: Path) -> None:
+    data = data_overrides(tmp_path, "folder", 0)
+    assert run_pretrain(tmp_path / "run", [*data, "+callbacks.kill={_target_: runs.KillAt, step: 4}"]) < 0
+    assert run_pretrain(tmp_path / "run", [*data, "method.mask_ratio=0.5"]) == 1
+    assert run_pretrain(tmp_path / "run", [*data, "schedule.batch_size=8", "checkpoint_every_n_steps=4"]) == 0
