@@ -4,6 +4,7 @@ import csv
 import multiprocessing
 import os
 import signal
+import socket
 import zlib
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ def compose_config(overrides: list[str], *, name: str = "pretrain") -> DictConfi
         return compose(name, overrides)
 
 
-def pretrain_in(run_dir: Path, overrides: list[str]) -> None:
+def pretrain_in(run_dir: Path, overrides: list[str], environment: dict[str, str]) -> None:
     """The body of a child process."""
+    os.environ.update(environment)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     from sami.pretrain import pretrain
@@ -39,19 +41,34 @@ def pretrain_in(run_dir: Path, overrides: list[str]) -> None:
 
 def run_pretrain(run_dir: Path, overrides: list[str]) -> int:
     """Runs `sami.pretrain` to its end, and gives the exit code (negative: the signal that ended it)."""
-    process = start_pretrain(run_dir, overrides)
-    process.join(120)
-    assert process.exitcode is not None, "the run hangs"
-    return process.exitcode
+    return wait_for([start_pretrain(run_dir, overrides)])[0]
 
 
-def start_pretrain(run_dir: Path, overrides: list[str]) -> Any:
+def start_pretrain(run_dir: Path, overrides: list[str], *, environment: dict[str, str] | None = None) -> Any:
     """Starts it, and gives the process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sami.pretrain", "runs"])  # imports torch once for all runs
-    process = context.Process(target=pretrain_in, args=(run_dir, overrides))
+    process = context.Process(target=pretrain_in, args=(run_dir, overrides, environment or {}))
     process.start()
     return process
+
+
+def start_two(run_dir: Path, overrides: list[str]) -> list[Any]:
+    """Starts it as two ranks that talk through gloo, and gives the processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    options = [*overrides, "trainer.devices=2", "trainer.strategy=ddp"]
+    return [start_pretrain(run_dir, options, environment={**master, "LOCAL_RANK": str(rank)}) for rank in range(2)]
+
+
+def wait_for(processes: list[Any]) -> list[int]:
+    """The exit codes."""
+    for process in processes:
+        process.join(150)
+        assert process.exitcode is not None, "the run hangs"
+    return [process.exitcode for process in processes]
 
 
 class Recorder(pl.Callback):
@@ -61,7 +78,7 @@ class Recorder(pl.Callback):
         self.path = path
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        with open(self.path, "a", newline="") as file:
+        with open(f"{self.path}{trainer.global_rank or ''}", "a", newline="") as file:
             sums = [zlib.crc32(batch[name].contiguous().numpy().tobytes()) for name in ("image", "noise")]
             csv.writer(file).writerow([trainer.global_step, trainer.global_rank, batch["position"].tolist(), *sums])
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
 
 from sami.data.views import keep_valid
 from sami.losses import feature_loss
@@ -72,7 +73,7 @@ class SAMIPretraining(pl.LightningModule):
         self.mask_ratio, self.loss_distance, self.loss_tokens = mask_ratio, loss_distance, loss_tokens
         self.weight_decay, self.betas = weight_decay, tuple(betas)
         self.clock = StageClock()
-        self.agreement, self.knn = FeatureAgreement(teacher.width), KNNAccuracy()
+        self.mean_loss, self.agreement, self.knn = MeanMetric(), FeatureAgreement(teacher.width), KNNAccuracy()
         if compile:
             self.student.compile()
 
@@ -86,7 +87,13 @@ class SAMIPretraining(pl.LightningModule):
         self.teacher.to(self.trainer.strategy.root_device)
 
     def on_fit_start(self) -> None:
-        """Measures the target's statistics, unless a checkpoint brought them."""
+        self.measure_statistics()
+
+    def on_validation_start(self) -> None:
+        self.measure_statistics()
+
+    def measure_statistics(self) -> None:
+        """The target's, once, unless a checkpoint brought them: so not before one could have been loaded."""
         if isinstance(self.statistics, ChannelStatistics):
             self.statistics.measure(self.trainer.datamodule, self.teacher, device=self.device)
 
@@ -125,20 +132,19 @@ class SAMIPretraining(pl.LightningModule):
         prediction = self.student(batch["image"], split)  # [B, N, E]
         self.agreement.update(prediction, target)
         self.knn.update(self.features(batch["image"]), batch["label"])
-        self.log("val/loss", self.loss(prediction, target, split), batch_size=len(target), sync_dist=True)
+        self.mean_loss.update(self.loss(prediction, target, split), len(target))
 
     def features(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D]: mean of the encoder's patch tokens; MAE's class token is trained by nothing."""
         return self.student.encoder.forward_features(image)[:, 1:].mean(dim=1)
 
     def on_validation_epoch_end(self) -> None:
-        """Reduces over ranks and logs."""
-        if self.agreement.update_called:
-            for name, value in self.agreement.compute().items():
-                self.log(f"val/{name}", value.float(), rank_zero_only=True)
-            self.log("val/knn", self.knn.compute(), rank_zero_only=True)
-        self.agreement.reset()
-        self.knn.reset()
+        """Reduces over ranks, which may have seen different numbers of photos, and logs."""
+        if self.mean_loss.update_called:
+            numbers = {"loss": self.mean_loss.compute(), **self.agreement.compute(), "knn": self.knn.compute()}
+            self.log_dict({f"val/{name}": value.float() for name, value in numbers.items()}, sync_dist=True)
+        for metric in (self.mean_loss, self.agreement, self.knn):
+            metric.reset()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with the schedule of `plan`, stepped every optimiser step."""
