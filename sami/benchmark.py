@@ -1,7 +1,7 @@
 """Images/s and memory of each stage of pretraining, and how the student compares with MAE's design.
 
     python -m sami.benchmark
-    python -m sami.benchmark size=tiny batch_size=64 precision=bf16 teacher=sam_vit_h
+    python -m sami.benchmark model=vit_t batch_size=64 precision=bf16 teacher=sam_vit_h
 
 All rows run in turns in one process, so ratios hold on a busy machine too. Share of the matmul rate: operations of
 the forward and backward pass (see `StudentStep.count_flops`) per second of the whole step, over the rate of one large
@@ -16,7 +16,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from sami.entry import explain_errors
+from sami.data.transforms import normalize
+from sami.entry import explain_errors, keep_freed_memory
+from sami.methods.loading_speed import DrawnPhotos, Loading, PillowLoading
 from sami.methods.speed import (
     DESIGNS,
     MatrixProduct,
@@ -26,6 +28,7 @@ from sami.methods.speed import (
     measure_memory,
     median_ratio,
 )
+from sami.ops.attention import use_fastest_attention
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
@@ -40,12 +43,14 @@ def benchmark(cfg: DictConfig) -> None:
     torch.manual_seed(cfg.seed)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
+    keep_freed_memory()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+    use_fastest_attention(device, bf16=cfg.precision == "bf16")
     teacher = instantiate(cfg.teacher, **({"weights": "random"} if "weights" in cfg.teacher else {}))
     setting = Setting(
-        cfg.size,
+        cfg.model.size,
         cfg.batch_size,
-        cfg.image_size,
+        cfg.model.image_size,
         cfg.mask_ratio,
         target_width=teacher.width,
         precision=str(cfg.precision),
@@ -63,13 +68,26 @@ def benchmark(cfg: DictConfig) -> None:
         with setting.autocast():
             return teacher({"image": image}).float()  # [B, N, E]
 
+    photos = DrawnPhotos(64, size=cfg.photo_size)
+    load, load_with_pillow = (
+        kind(photos, batch_size=cfg.batch_size, side=cfg.model.image_size) for kind in (Loading, PillowLoading)
+    )
+
+    def whole_step() -> None:
+        batch = {"image": normalize(load()["image"].to(device))}
+        with setting.autocast():
+            target = teacher(batch).float()
+        steps["ours, context all"](batch["image"], target)
+
     target = teach()
     seconds = interleave(
         {
             "matmul": matmul,
             **{design: partial(step, image, target) for design, step in steps.items()},
+            "loader, one core": load,
+            "Pillow, one core": load_with_pillow,
             "teacher": teach,
-            "whole step": lambda: steps["ours, context all"](image, teach()),
+            "whole step": whole_step,
         },
         cfg.steps,
         device,
@@ -78,8 +96,8 @@ def benchmark(cfg: DictConfig) -> None:
     machine = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {setting.threads} threads"
     rate = matmul.flops / statistics.median(seconds["matmul"])
     teacher_name = cfg.teacher.get("name", cfg.teacher._target_.rpartition(".")[2])
-    print(f"{machine}, precision {setting.precision}, batch {cfg.batch_size}, {cfg.image_size} pixels")
-    print(f"student ViT-{cfg.size}, teacher {teacher_name}")
+    print(f"{machine}, precision {setting.precision}, batch {cfg.batch_size}, {cfg.model.image_size} pixels")
+    print(f"student ViT-{cfg.model.size}, teacher {teacher_name}")
     print(f"matrix product: {rate / 1e9:,.0f} GFLOP/s\n")
     kind = "peak allocated" if device == "cuda" else "growth of peak RSS"
     print(f"{'':24}{'images/s':>10}{'of MAE':>8}{'of matmul rate':>16}   {kind}: after step 2, {cfg.steps} later")
@@ -89,11 +107,13 @@ def benchmark(cfg: DictConfig) -> None:
         share = step.count_flops(image, target) / matmul.flops * median_ratio(seconds["matmul"], seconds[design])
         early, late = (f"{peak / 2**20:,.0f} MiB" for peak in memory[design])
         print(f"{design:24}{images[design]:10.1f}{ratio:8.2f}{share:16.2f}   {early}, {late}")
-    print(f"{'teacher':24}{images['teacher']:10.1f}")
-    print(f"{'whole step, context all':24}{images['whole step']:10.1f}")
-    parts = {"teacher": seconds["teacher"], "student": seconds["ours, context all"]}
-    total = [sum(part) for part in zip(*parts.values(), strict=True)]
-    print("of a whole step: " + ", ".join(f"{name} {median_ratio(part, total):.0%}" for name, part in parts.items()))
+    speedup = median_ratio(seconds["Pillow, one core"], seconds["loader, one core"])
+    print(f"\n{'':24}{'images/s':>10}{'of whole step':>15}")
+    stages = {"loader, one core": speedup, "teacher": None, "ours, context all": None}
+    for name, note in stages.items():
+        share = median_ratio(seconds[name], seconds["whole step"])
+        print(f"{name:24}{images[name]:10.1f}{share:15.1%}" + (f"   {note:.2f} times Pillow's" if note else ""))
+    print(f"{'whole step':24}{images['whole step']:10.1f}{1:15.1%}   with the loader in the training process")
 
 
 if __name__ == "__main__":

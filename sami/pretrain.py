@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from sami.data.photos import PhotoData
-from sami.entry import explain_errors, flatten, quiet_lightning
+from sami.entry import explain_errors, flatten, keep_freed_memory, quiet_lightning
 from sami.methods.checkpoints import BackboneExport, RunCheckpoint, WholeFileIO
 from sami.methods.logs import TableLogger
 from sami.methods.progress import say
@@ -25,7 +25,16 @@ from sami.methods.schedule import Plan
 
 # what may differ when a run is continued: where things lie and what machine it is, not what is computed
 FREE = {
-    *("name", "run_dir", "notice", "trainer", "callbacks", "logger", "validate_every_epochs", "checkpoint_every_n_steps"),
+    *(
+        "name",
+        "run_dir",
+        "notice",
+        "trainer",
+        "callbacks",
+        "logger",
+        "validate_every_epochs",
+        "checkpoint_every_n_steps",
+    ),
     *("data.train", "data.val", "data.root", "data.folder", "data.num_workers", "data.val_batch_size"),
     *("method.encoder", "method.decoder", "method.teacher", "method.compile", "schedule.batch_size", "teacher.weights"),
 }
@@ -41,6 +50,7 @@ def main(cfg: DictConfig) -> None:
 def pretrain(cfg: DictConfig) -> None:
     """Runs or continues the training that `cfg` describes."""
     quiet_lightning()
+    keep_freed_memory()
     if cfg.notice:
         say(cfg.notice)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)

@@ -18,7 +18,13 @@ CONF = str(Path(__file__).parents[1] / "conf")
 TINY = [
     *("model.image_size=32", "decoder.width=64", "decoder.depth=1", "decoder.num_heads=4", "teacher=pixels"),
     *("schedule.global_batch_size=8", "schedule.batch_size=4", "schedule.epochs=3", "trainer.accelerator=cpu"),
-    *("trainer.devices=1", "trainer.log_every_n_steps=1", "~callbacks.progress", "+trainer.enable_progress_bar=false", "notice=null"),
+    *(
+        "trainer.devices=1",
+        "trainer.log_every_n_steps=1",
+        "~callbacks.progress",
+        "+trainer.enable_progress_bar=false",
+        "notice=null",
+    ),
     *("checkpoint_every_n_steps=3", "callbacks.pictures.num_images=2", "data.num_workers=0", "data.val_batch_size=5"),
 ]
 

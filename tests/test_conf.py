@@ -9,7 +9,9 @@ from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 from runs import CONF, compose_config
 
-EXPERIMENTS = [str(path.relative_to(f"{CONF}/experiment").with_suffix("")) for path in Path(CONF).rglob("experiment/**/*.yaml")]
+EXPERIMENTS = [
+    str(path.relative_to(f"{CONF}/experiment").with_suffix("")) for path in Path(CONF).rglob("experiment/**/*.yaml")
+]
 GROUPS = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(Path(CONF).glob("*/*.yaml"))
@@ -20,7 +22,10 @@ SHARDS = "data.train=shards"
 
 def targets(node: object) -> list[dict]:
     if isinstance(node, dict):
-        return [*([node] if "_target_" in node else []), *(found for value in node.values() for found in targets(value))]
+        return [
+            *([node] if "_target_" in node else []),
+            *(found for value in node.values() for found in targets(value)),
+        ]
     return []
 
 
@@ -36,7 +41,11 @@ def check_signatures(cfg: DictConfig) -> None:
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             assert keys <= parameters.keys(), f"{name}: {keys - parameters.keys()} is no argument of it"
         if not node.get("_partial_"):
-            required = {n for n, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+            required = {
+                n
+                for n, p in parameters.items()
+                if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+            }
             assert required <= keys, f"{name}: {required - keys} is missing"
 
 

@@ -39,7 +39,12 @@ def test_two_ranks_are_one_run(tmp_path: Path) -> None:
     assert len(alone) == len(together[0]) == len(together[1]) == 30
     for step in range(15):  # two accumulated batches each
         seen = [
-            sorted(int(p) for rows in record for row in rows[2 * step : 2 * step + 2] for p in row[2].strip("[]").split(", "))
+            sorted(
+                int(p)
+                for rows in record
+                for row in rows[2 * step : 2 * step + 2]
+                for p in row[2].strip("[]").split(", ")
+            )
             for record in ([alone], together)
         ]
         assert seen[0] == seen[1] == list(range(8 * step, 8 * step + 8))

@@ -1,6 +1,7 @@
 """The data module of every stage that learns from photos alone."""
 
 import fcntl
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,13 +119,15 @@ class PhotoData(pl.LightningDataModule):
 class ViewLoader(DataLoader):
     """torch's loader for data sets that give whole batches. `seconds_waited` grows by the time spent inside it."""
 
-    def __init__(self, views: TrainViews | EvalViews, sampler: PositionSampler | EvalSampler, *, num_workers: int) -> None:
+    def __init__(
+        self, views: TrainViews | EvalViews, sampler: PositionSampler | EvalSampler, *, num_workers: int
+    ) -> None:
         super().__init__(
             views,
             batch_sampler=sampler,
             num_workers=num_workers,
             collate_fn=pass_through,
-            worker_init_fn=use_one_thread,
+            worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if num_workers else None,
         )
@@ -148,9 +151,15 @@ class ViewLoader(DataLoader):
         """See `state_dict`."""
 
 
-def use_one_thread(worker: int) -> None:
-    """Workers share the cores with each other and with the training process."""
+def start_worker(worker: int) -> None:
+    """Workers share the cores, and leave it to the training process when to stop.
+
+    Schedulers send their signals to all processes of a job. A worker that died of one would take the run with it
+    before the checkpoint is written; as it is, workers end when their process does.
+    """
     torch.set_num_threads(1)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def open_source(where: str | list[str]) -> Source:
@@ -183,5 +192,3 @@ def sample(folder: str, *, num_train: int, num_val: int, seed: int, **options: A
         write_sample(Path(folder), num_train=num_train, num_val=num_val)
     train, val = (sorted(map(str, Path(folder).glob(f"{split}-*.tar"))) for split in ("train", "val"))
     return PhotoData(train, val, seed=seed, **options)
-
-

@@ -66,8 +66,9 @@ class ShardSource:
         missing = [path for path in self.paths if not path.is_file()]
         if missing or not self.paths:
             example = f", the first is {missing[0]}" if missing else ""
+            given = ", ".join(map(repr, patterns))
             raise ValueError(
-                f"{len(missing)} of the {len(self.paths)} shards of {', '.join(map(repr, patterns))} do not exist{example}. "
+                f"{len(missing)} of the {len(self.paths)} shards of {given} do not exist{example}. "
                 "Check the pattern, or write shards with: python -m sami.pack source=FOLDER target=FOLDER"
             )
         self.counts = count_samples(self.paths)

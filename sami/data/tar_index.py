@@ -9,12 +9,13 @@ import fcntl
 import hashlib
 import os
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from webdataset.tariterators import base_plus_ext
+
+from sami.data.whole_file import whole_file
 
 
 class TarIndex(NamedTuple):
@@ -57,17 +58,12 @@ def load_index(path: Path) -> TarIndex:
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of a node share the work instead of repeating it
             if not stored.exists():
-                save_index(scan_shard(path), stored)
+                index = scan_shard(path)
+                with whole_file(stored) as file:
+                    np.savez(file, **index._asdict())
         stored.with_suffix(".lock").unlink(missing_ok=True)
     with np.load(stored, allow_pickle=False) as arrays:
         return TarIndex(arrays["keys"], arrays["extensions"], arrays["spans"])
-
-
-def save_index(index: TarIndex, path: Path) -> None:
-    """Writes the index so that it appears whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        np.savez(file, **index._asdict())
-    os.replace(file.name, path)
 
 
 def scan_shard(path: Path) -> TarIndex:
@@ -89,8 +85,8 @@ def scan_shard(path: Path) -> TarIndex:
             end = tar.offset
     except tarfile.ReadError as error:
         raise ValueError(
-            f"{path} cannot be read as an uncompressed tar shard ({error}): it is cut short, compressed or no tar file. "
-            "Fetch it again, or unpack it (shards are read at random positions)."
+            f"{path} cannot be read as an uncompressed tar shard ({error}): it is cut short, compressed or no tar "
+            "file. Fetch it again, or unpack it (shards are read at random positions)."
         ) from error
     check_end(path, end)
     if not rows:

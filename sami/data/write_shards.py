@@ -4,14 +4,12 @@ A run that is killed, at any moment, is continued by running it again.
 """
 
 import json
-import os
-import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 import webdataset
+
+from sami.data.whole_file import whole_file
 
 
 def shard_name(prefix: str, index: int) -> str:
@@ -19,33 +17,9 @@ def shard_name(prefix: str, index: int) -> str:
     return f"{prefix}-{index:06d}.tar"
 
 
-@contextmanager
-def complete_or_absent(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write, which takes the name `path` when the block ends and is gone if the block fails.
-
-    Several processes may write the same file at once, as long as they all write the same bytes.
-    """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.replace(partial, path)
-        except FileNotFoundError:  # another process has finished this file and swept ours away, see below
-            if not path.exists():
-                raise
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of runs that were killed
-        leftover.unlink(missing_ok=True)
-
-
 def write_text(path: Path, text: str) -> None:
     """The text in UTF-8; file names that are not valid Unicode come out as the bytes they are."""
-    with complete_or_absent(path) as file:
+    with whole_file(path) as file:
         file.write(text.encode("utf-8", errors="surrogateescape"))
 
 
@@ -57,7 +31,7 @@ def write_shard(path: Path, samples: Iterable[dict[str, str | bytes]]) -> None:
         samples: `__key__` (no dots: webdataset cuts a name at its first dot), and one entry per extension.
     """
     tar_options = {"encoder": False, "user": "sami", "group": "sami", "mtime": 0}
-    with complete_or_absent(path) as file, webdataset.TarWriter(file, **tar_options) as tar:
+    with whole_file(path) as file, webdataset.TarWriter(file, **tar_options) as tar:
         for sample in samples:
             tar.write(sample)
 
@@ -88,13 +62,3 @@ def claim_folder(folder: Path, prefix: str, arguments: dict) -> None:
     if names:
         changes = ", ".join(f"{name}={before.get(name)} (now {arguments.get(name)})" for name in names)
         raise ValueError(f"{folder} was begun with {changes}: run with the same again, or give a new folder")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the new name itself on the disk, where the system allows it (Windows and some network disks do not)."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

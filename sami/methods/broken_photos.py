@@ -62,7 +62,9 @@ class BrokenPhotos(pl.Callback):
         if not new:
             return
         if not self.listed:
-            say(f"a photo cannot be used and is left out: {new[0][0]} ({new[0][1]}); all such are listed in {self.path}")
+            say(
+                f"a photo cannot be used and is left out: {new[0][0]} ({new[0][1]}); all such are listed in {self.path}"
+            )
         header = not self.path.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", newline="") as file:

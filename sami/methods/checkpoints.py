@@ -1,48 +1,24 @@
 """Files a run can be continued from, and the backbone it is all for."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` on a temporary name, and gives the file its own name once it is safe on disk.
-
-    A crash at any moment leaves the old file or the new one, never a part of one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from sami.data.whole_file import whole_file
 
 
 class WholeFileIO(TorchCheckpointIO):
     """Lightning's reading and writing of checkpoints: written whole, read as tensors and plain containers only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Writes `checkpoint` to `path`; see `write_whole`."""
-        write_whole(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+        """Writes `checkpoint` to `path`; see `whole_file`."""
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict:
         """The checkpoint at `path`.
@@ -131,5 +107,10 @@ class BackboneExport(pl.Callback):
         tensors: dict[str, Tensor] = {
             name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()
         }
-        header = {**self.recipe, "model": f"vit_{encoder.size}_patch{encoder.patch_size}", "step": str(trainer.global_step)}
-        write_whole(self.path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt", **header}))
+        header = {
+            **self.recipe,
+            "model": f"vit_{encoder.size}_patch{encoder.patch_size}",
+            "step": str(trainer.global_step),
+        }
+        with whole_file(self.path) as file:
+            file.write(save(tensors, metadata={"format": "pt", **header}))

@@ -1,6 +1,7 @@
 """Where numbers go: a table in the run folder always, Weights & Biases when asked, a curve to look at."""
 
 import csv
+import io
 import os
 import socket
 from argparse import Namespace
@@ -13,7 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from sami.methods.checkpoints import write_whole
+from sami.data.whole_file import whole_file
 from sami.methods.progress import say
 
 
@@ -61,12 +62,10 @@ class TableLogger(Logger):
         if not self.path.exists():
             return
         rows = [row for row in read_table(self.path) if row[0] < step]
-
-        def write(path: Path) -> None:
-            with open(path, "w", newline="") as file:
-                csv.writer(file).writerows([("step", "metric", "value"), *((a, b, f"{c:.8g}") for a, b, c in rows)])
-
-        write_whole(self.path, write)
+        with whole_file(self.path) as file:
+            text = io.TextIOWrapper(file, newline="", write_through=True)
+            csv.writer(text).writerows([("step", "metric", "value"), *((a, b, f"{c:.8g}") for a, b, c in rows)])
+            text.detach()
 
 
 def read_table(path: Path) -> list[tuple[int, str, float]]:
@@ -114,7 +113,8 @@ class LossCurve(pl.Callback):
             axes.set(title=title, xlabel="step")
             if axes.lines:
                 axes.legend()
-        write_whole(self.path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+        with whole_file(self.path) as file:
+            figure.savefig(file, format="png", dpi=110)
 
 
 def wandb_logger(*, project: str, name: str, folder: str, host: str = "api.wandb.ai", **options: Any) -> WandbLogger:

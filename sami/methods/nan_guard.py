@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch.optim import Optimizer
 
-from sami.methods.checkpoints import write_whole
+from sami.data.whole_file import whole_file
 
 
 class NonFiniteGuard(pl.Callback):
@@ -85,7 +85,8 @@ class NonFiniteGuard(pl.Callback):
             "state_dict": pl_module.state_dict(),
         }
         if trainer.is_global_zero:
-            write_whole(self.path, lambda temporary: torch.save(replay, temporary))
+            with whole_file(self.path) as file:
+                torch.save(replay, file)
         raise FloatingPointError(
             f"the loss or its gradient was not finite at step {step}. The weights from before that step, and what it "
             f"saw, are in {os.path.abspath(self.path)}; the last checkpoint is from before it too. A lower "

@@ -4,6 +4,7 @@ B images   N tokens   gh gw token grid   E target width
 """
 
 from pathlib import Path
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from sami.data.transforms import denormalize
 from sami.data.views import keep_valid
-from sami.methods.checkpoints import write_whole
+from sami.data.whole_file import whole_file
 from sami.ops.masking import split_by_noise
 
 COLUMNS = ("input", "visible", "teacher", "student")
@@ -56,8 +57,8 @@ class FeaturePictures(pl.Callback):
             student.cpu(),
             grid_size=pl_module.student.encoder.grid_size,
         )
-        path = self.folder / f"step_{trainer.global_step:08d}.png"
-        write_whole(path, lambda temporary: sheet.save(temporary, "PNG"))
+        with whole_file(self.folder / f"step_{trainer.global_step:08d}.png") as file:
+            sheet.save(file, "PNG")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("features", [sheet], step=trainer.global_step)
@@ -77,7 +78,11 @@ def pca_colors(target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
     projected = (tokens - mean) @ basis  # [B*N, 3]
     low, high = projected.quantile(0.01, dim=0), projected.quantile(0.99, dim=0)
     return tuple(
-        ((((features.double() - mean) @ basis) - low) / (high - low).clamp_min(1e-12)).clamp(0, 1).mul(255).round().byte()
+        ((((features.double() - mean) @ basis) - low) / (high - low).clamp_min(1e-12))
+        .clamp(0, 1)
+        .mul(255)
+        .round()
+        .byte()
         for features in (target, prediction)
     )
 

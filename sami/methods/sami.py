@@ -23,7 +23,8 @@ from sami.metrics.agreement import FeatureAgreement, explained_variance
 from sami.metrics.knn import KNNAccuracy
 from sami.models.sami import SAMI
 from sami.models.vit import ViT
-from sami.ops.masking import MaskSplit, num_visible_tokens, split_by_noise
+from sami.ops.attention import use_fastest_attention
+from sami.ops.masking import MaskSplit, num_visible_tokens, split_by_noise, take_tokens
 
 
 class SAMIPretraining(pl.LightningModule):
@@ -85,6 +86,7 @@ class SAMIPretraining(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Lightning moves its submodules to the device; the teacher is none."""
         self.teacher.to(self.trainer.strategy.root_device)
+        use_fastest_attention(self.trainer.strategy.root_device.type, bf16="bf16" in self.trainer.precision)
 
     def on_fit_start(self) -> None:
         self.measure_statistics()
@@ -111,9 +113,9 @@ class SAMIPretraining(pl.LightningModule):
         loss = self.loss(prediction, target, split)
         self.log("train/loss", loss, prog_bar=True)
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
-            similarity = torch.cosine_similarity(prediction.detach(), target, dim=-1).mean()
-            self.log("train/cosine", similarity)
-            self.log("train/explained_variance", explained_variance(prediction.detach(), target))
+            prediction, target = self.counted(prediction.detach(), target, split)
+            self.log("train/cosine", torch.cosine_similarity(prediction, target, dim=-1).mean())
+            self.log("train/explained_variance", explained_variance(prediction, target))
             self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
             self.log("train/epoch", self.trainer.global_step / self.plan.steps_per_epoch)
         return loss
@@ -121,6 +123,12 @@ class SAMIPretraining(pl.LightningModule):
     def loss(self, prediction: Tensor, target: Tensor, split: MaskSplit) -> Tensor:
         """`feature_loss` as configured."""
         return feature_loss(prediction, target, split, distance=self.loss_distance, tokens=self.loss_tokens)
+
+    def counted(self, prediction: Tensor, target: Tensor, split: MaskSplit) -> tuple[Tensor, Tensor]:
+        """The tokens that the loss counts: [B, N, E] or [B, M, E] each. What it does not count is not trained."""
+        if self.loss_tokens == "all":
+            return prediction, target
+        return take_tokens(prediction, split.ids_mask), take_tokens(target, split.ids_mask)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss and agreement on fixed views with fixed masks; k-NN on the encoder's view of the whole photo."""
@@ -130,7 +138,7 @@ class SAMIPretraining(pl.LightningModule):
         split = split_by_noise(batch["noise"], self.mask_ratio)
         target = self.target(batch)  # [B, N, E]
         prediction = self.student(batch["image"], split)  # [B, N, E]
-        self.agreement.update(prediction, target)
+        self.agreement.update(*self.counted(prediction, target, split))
         self.knn.update(self.features(batch["image"]), batch["label"])
         self.mean_loss.update(self.loss(prediction, target, split), len(target))
 
@@ -148,9 +156,7 @@ class SAMIPretraining(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with the schedule of `plan`, stepped every optimiser step."""
-        optimizer = AdamW(
-            decay_groups(self.student, self.weight_decay), lr=self.plan.lr, betas=self.betas, fused=True
-        )
+        optimizer = AdamW(decay_groups(self.student, self.weight_decay), lr=self.plan.lr, betas=self.betas, fused=True)
         factor = partial(lr_factor, warmup_steps=self.plan.warmup_steps, max_steps=self.plan.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 

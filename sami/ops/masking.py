@@ -72,11 +72,3 @@ def patchify(image: Tensor, patch_size: int) -> Tensor:
         raise ValueError(f"an image of {H}x{W} pixels is not a whole number of {p}x{p} patches: use multiples of {p}")
     patches = image.reshape(B, C, H // p, p, W // p, p)
     return patches.permute(0, 2, 4, 3, 5, 1).reshape(B, (H // p) * (W // p), p * p * C)
-
-
-def unpatchify(patches: Tensor, patch_size: int, grid_size: tuple[int, int]) -> Tensor:
-    """[B, N, p*p*C] -> [B, C, H, W]: the inverse of `patchify`."""
-    B, N, width = patches.shape
-    (gh, gw), p = grid_size, patch_size
-    C = width // (p * p)
-    return patches.reshape(B, gh, gw, p, p, C).permute(0, 5, 1, 3, 2, 4).reshape(B, C, gh * p, gw * p)

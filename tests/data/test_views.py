@@ -10,9 +10,7 @@ from sami.data.views import PADDING, EvalSampler, EvalViews, PositionSampler, Tr
 
 def train_views(source: object, *, seed: int = 0) -> TrainViews:
     order = ShuffledOrder(source.counts, seed=seed, window=2, epoch_size=8)
-    return TrainViews(
-        source, order, seed=seed, side=32, num_tokens=4, scale=(0.2, 1.0), ratio=(0.75, 1.33), flip=0.5
-    )
+    return TrainViews(source, order, seed=seed, side=32, num_tokens=4, scale=(0.2, 1.0), ratio=(0.75, 1.33), flip=0.5)
 
 
 def test_batch_shapes(tmp_path) -> None:
@@ -80,7 +78,9 @@ def test_eval_views(tmp_path) -> None:
     assert torch.equal(views.__getitems__([2])["noise"][0], batch["noise"][2])
 
 
-@pytest.mark.parametrize(("world_size", "batch_size", "accumulate"), [(1, 12, 1), (1, 3, 4), (2, 6, 1), (2, 2, 3), (4, 1, 3)])
+@pytest.mark.parametrize(
+    ("world_size", "batch_size", "accumulate"), [(1, 12, 1), (1, 3, 4), (2, 6, 1), (2, 2, 3), (4, 1, 3)]
+)
 def test_global_batches_do_not_depend_on_the_machines(world_size: int, batch_size: int, accumulate: int) -> None:
     """Optimiser step s sees positions 12 s .. 12 s + 11, however they are dealt out; each rank gets equally many."""
     ranks = [

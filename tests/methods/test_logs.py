@@ -37,5 +37,7 @@ def test_wandb_without_login_or_network_goes_offline(tmp_path, monkeypatch, caps
 
 def test_answers_needs_a_listener(monkeypatch: pytest.MonkeyPatch) -> None:
     reached = []
-    monkeypatch.setattr(socket, "create_connection", lambda address, timeout: reached.append(address) or socket.socket())
+    monkeypatch.setattr(
+        socket, "create_connection", lambda address, timeout: reached.append(address) or socket.socket()
+    )
     assert answers("host") and reached == [("host", 443)]

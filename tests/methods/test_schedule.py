@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from sami.methods.schedule import Schedule, lr_factor
@@ -18,7 +20,7 @@ def test_learning_rate_over_time() -> None:
     factors = [lr_factor(step, warmup_steps=10, max_steps=110) for step in range(111)]
     assert factors[0] == 0 and factors[5] == 0.5 and factors[10] == 1
     assert factors[60] == pytest.approx(0.5) and factors[110] == pytest.approx(0, abs=1e-12)
-    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a > b for a, b in pairwise(factors[10:]))
     assert lr_factor(0, warmup_steps=0, max_steps=5) == 1
 
 

@@ -14,7 +14,9 @@ def test_perfect_mean_and_worse() -> None:
 def test_scale_of_the_teacher_does_not_matter() -> None:
     target = torch.randn(4, 5, 6)
     prediction = target + 0.5 * torch.randn(4, 5, 6)
-    torch.testing.assert_close(explained_variance(prediction * 100, target * 100), explained_variance(prediction, target))
+    torch.testing.assert_close(
+        explained_variance(prediction * 100, target * 100), explained_variance(prediction, target)
+    )
 
 
 def test_metric_equals_the_function_over_all_batches() -> None:

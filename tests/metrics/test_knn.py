@@ -24,7 +24,7 @@ def test_an_image_is_not_its_own_neighbour() -> None:
 
 def test_against_a_plain_loop() -> None:
     features, labels = clusters(12, spread=1.2)
-    normal = torch.nn.functional.normalize(features, dim=1)
+    normal = torch.nn.functional.normalize((features - features.mean(0)) / features.std(0), dim=1)
     correct = 0
     for i in range(len(features)):
         similarity = [(float(normal[i] @ normal[j]), int(labels[j])) for j in range(len(features)) if j != i]
@@ -35,6 +35,12 @@ def test_against_a_plain_loop() -> None:
     result = leave_one_out_knn(features, labels, k=7)
     assert 0.3 < result < 1
     torch.testing.assert_close(result, torch.tensor(correct / len(features)))
+
+
+def test_a_loud_channel_does_not_drown_the_others() -> None:
+    features, labels = clusters(20)
+    features[:, 3] = 1000 * torch.randn(len(features)) + 5000
+    assert leave_one_out_knn(features, labels, k=5) > 0.95
 
 
 def test_unlabelled_images_are_left_out() -> None:

@@ -9,7 +9,6 @@ from sami.ops.masking import (
     patchify,
     split_by_noise,
     take_tokens,
-    unpatchify,
 )
 
 
@@ -70,11 +69,6 @@ def test_patches_are_row_major_with_channels_last():
     patches = patchify(image, 4)
     assert patches.shape == (2, 6, 48)
     assert torch.equal(patches[1, 4], image[1, :, 4:8, 4:8].permute(1, 2, 0).flatten())
-
-
-def test_unpatchify_inverts_patchify():
-    image = torch.randn(2, 3, 8, 12)
-    assert torch.equal(unpatchify(patchify(image, 4), 4, (2, 3)), image)
 
 
 @pytest.mark.parametrize("size", [(10, 8), (8, 10)])

@@ -1,0 +1,84 @@
+"""How fast one core turns photos into crops, beside Pillow doing the same.
+
+S pixels per side of a crop
+"""
+
+import hashlib
+import io
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+
+from sami.data.order import ShuffledOrder
+from sami.data.sample import draw_scene
+from sami.data.sources import NO_LABEL, Photo
+from sami.data.transforms import random_crop_box
+from sami.data.views import Batch, TrainViews
+
+CROP = {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)}
+
+
+class DrawnPhotos:
+    """A source of JPEGs in memory, so that decoding is measured and no disk.
+
+    Args:
+        num_photos: how many scenes to draw.
+        size: pixels per side; 400 is about what ImageNet's photos have, 256 what `sami.pack short_side=256` leaves.
+    """
+
+    def __init__(self, num_photos: int, *, size: int) -> None:
+        scenes = [draw_scene(0, index, size=size).image for index in range(num_photos)]
+        self.files = [simplejpeg.encode_jpeg(image, quality=90, colorsubsampling="420") for image in scenes]
+        self.counts = [num_photos]
+        self.fingerprint = hashlib.sha256(b"".join(self.files)).hexdigest()
+
+    def name(self, unit: int, row: int) -> str:
+        """The number of the scene."""
+        return f"scene {row}"
+
+    def read(self, unit: int, row: int) -> Photo:
+        """The JPEG's bytes."""
+        return Photo(self.files[row], NO_LABEL)
+
+
+class Loading:
+    """Loads the next batch of training crops at each call.
+
+    Args:
+        photos: where they come from.
+        batch_size: of a call.
+        side: S.
+    """
+
+    def __init__(self, photos: DrawnPhotos, *, batch_size: int, side: int) -> None:
+        order = ShuffledOrder(photos.counts, seed=0, window=1, epoch_size=sum(photos.counts))
+        self.views = TrainViews(photos, order, seed=0, side=side, num_tokens=(side // 16) ** 2, flip=0.5, **CROP)
+        self.batch_size, self.next = batch_size, 0
+
+    def __call__(self) -> Batch:
+        """A batch, in this process and on one core."""
+        self.next += self.batch_size
+        return self.load(range(self.next - self.batch_size, self.next))
+
+    def load(self, positions: range) -> Batch:
+        """A batch of `TrainViews`."""
+        return self.views.__getitems__(list(positions))
+
+
+class PillowLoading(Loading):
+    """The same photos and kind of crops by the usual pipeline: decode, crop and resize in Pillow, then to a tensor."""
+
+    def load(self, positions: range) -> Batch:
+        """`image` uint8 [B, 3, S, S]."""
+        crops, side = [], self.views.side
+        for position in positions:
+            photo = self.views.source.read(*self.views.order.locate(position))
+            picture = Image.open(io.BytesIO(photo.image)).convert("RGB")
+            rng = np.random.Generator(np.random.PCG64(position))
+            top, left, height, width = random_crop_box((picture.height, picture.width), rng, **CROP)
+            box = (left, top, left + width, top + height)
+            crop = picture.resize((side, side), Image.Resampling.BICUBIC, box=box)
+            crops.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
+        return {"image": torch.stack(crops)}
