@@ -35,8 +35,10 @@ def compose_config(overrides: list[str], *, name: str = "pretrain") -> DictConfi
         return compose(name, overrides)
 
 
-def pretrain_in(run_dir: Path, overrides: list[str], environment: dict[str, str]) -> None:
+def pretrain_in(run_dir: Path, overrides: list[str], environment: dict[str, str], own_group: bool) -> None:
     """The body of a child process."""
+    if own_group:
+        os.setpgid(0, 0)
     os.environ.update(environment)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -50,11 +52,13 @@ def run_pretrain(run_dir: Path, overrides: list[str]) -> int:
     return wait_for([start_pretrain(run_dir, overrides)])[0]
 
 
-def start_pretrain(run_dir: Path, overrides: list[str], *, environment: dict[str, str] | None = None) -> Any:
-    """Starts it, and gives the process."""
+def start_pretrain(
+    run_dir: Path, overrides: list[str], *, environment: dict[str, str] | None = None, own_group: bool = False
+) -> Any:
+    """Starts it, with a process group of its own if it is to be signalled with its workers, and gives the process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sami.pretrain", "runs"])  # imports torch once for all runs
-    process = context.Process(target=pretrain_in, args=(run_dir, overrides, environment or {}))
+    process = context.Process(target=pretrain_in, args=(run_dir, overrides, environment or {}, own_group))
     process.start()
     return process
 
