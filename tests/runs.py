@@ -37,6 +37,7 @@ def compose_config(overrides: list[str], *, name: str = "pretrain") -> DictConfi
 
 def pretrain_in(run_dir: Path, overrides: list[str], environment: dict[str, str], own_group: bool) -> None:
     """The body of a child process."""
+    multiprocessing.set_start_method("fork", force=True)  # as from the command line; ours would pass on "forkserver"
     if own_group:
         os.setpgid(0, 0)
     os.environ.update(environment)

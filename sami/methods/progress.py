@@ -17,9 +17,15 @@ def say(text: str) -> None:
 class RunBar(TQDMProgressBar):
     """One bar for the whole run. To Lightning a run is a single epoch; a person is told the epoch of the data."""
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        super().on_train_epoch_start(trainer, *_)
+    def on_train_start(self, *_: Any) -> None:
+        """Begins where a continued run does; Lightning sets the total at the start of an epoch only."""
+        super().on_train_start(*_)
+        self.train_progress_bar.reset(self.total_train_batches)
+        self.train_progress_bar.initial = self.trainer.global_step * self.trainer.accumulate_grad_batches
         self.train_progress_bar.set_description("training")
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Nothing: see `on_train_start`."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Without the run's version number, with the epoch."""
