@@ -28,7 +28,6 @@ from sami.methods.speed import (
     measure_memory,
     median_ratio,
 )
-from sami.ops.attention import use_fastest_attention
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
@@ -45,7 +44,6 @@ def benchmark(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.threads)
     keep_freed_memory()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
-    use_fastest_attention(device, bf16=cfg.precision == "bf16")
     teacher = instantiate(cfg.teacher, **({"weights": "random"} if "weights" in cfg.teacher else {}))
     setting = Setting(
         cfg.model.size,

@@ -14,13 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="pack")
 def main(cfg: DictConfig) -> None:
-    from sami.data.pack_shards import pack_images  # brings torch: each worker imports this file, and would wait for it
+    """Hydra's door to `pack_images`."""
+    # these bring torch: each worker imports this file, and would wait for it
+    from sami.data.pack_shards import pack_images
+    from sami.entry import explain_errors
 
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    source, target = Path(str(config.pop("source"))), Path(str(config.pop("target")))
-    num_packed, num_skipped = pack_images(source, target, **config)
-    listed = f", {num_skipped} broken ones are listed in {target / 'skipped.csv'}" if num_skipped else ""
-    print(f"{num_packed} images are in {target}{listed}")
+    with explain_errors():
+        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        source, target = Path(str(config.pop("source"))), Path(str(config.pop("target")))
+        num_packed, num_skipped = pack_images(source, target, **config)
+        listed = f", {num_skipped} broken ones are listed in {target / 'skipped.csv'}" if num_skipped else ""
+        print(f"{num_packed} images are in {target}{listed}")
 
 
 if __name__ == "__main__":

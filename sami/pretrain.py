@@ -13,15 +13,17 @@ from typing import Any
 
 import hydra
 import pytorch_lightning as pl
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from sami.data.photos import PhotoData
 from sami.entry import explain_errors, flatten, keep_freed_memory, quiet_lightning
-from sami.methods.checkpoints import BackboneExport, RunCheckpoint, WholeFileIO
+from sami.methods.checkpoints import BackboneExport, RunCheckpoint, WholeFileIO, check_contract, trainer_plugins
 from sami.methods.logs import TableLogger
 from sami.methods.progress import say
 from sami.methods.schedule import Plan
+from sami.models.checkpoints import weights_digest
 
 # what may differ when a run is continued: where things lie and what machine it is, not what is computed
 FREE = {
@@ -57,24 +59,34 @@ def pretrain(cfg: DictConfig) -> None:
     data: PhotoData = instantiate(cfg.data)
     method = instantiate(cfg.method)
     last = Path(cfg.run_dir, "last.ckpt")
-    contract = flatten(cfg, without=FREE) | {"photos": data.train_source.fingerprint}
+    contract = flatten(cfg, without=FREE)
+    contract |= {"photos": data.train_source.fingerprint, "teacher weights": weights_digest(method.teacher)}
     recipe = {name: str(contract[name]) for name in contract if name.startswith(("method.", "teacher.", "decoder."))}
+    on_cpu = cfg.trainer.accelerator == "auto" and not torch.cuda.is_available()  # Apple's GPUs have no float64
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
+        **({"accelerator": "cpu"} if on_cpu else {}),
         logger=list(instantiate(cfg.logger).values()),
         callbacks=[
             *instantiate(cfg.callbacks).values(),
             BackboneExport(str(last.with_name("backbone.safetensors")), recipe=recipe),
-            RunCheckpoint(str(last), every_n_steps=cfg.checkpoint_every_n_steps, contract=contract),
+            RunCheckpoint(
+                str(last),
+                every_minutes=cfg.checkpoint_every_minutes,
+                every_n_steps=cfg.checkpoint_every_n_steps,
+                contract=contract,
+            ),
         ],
-        plugins=[WholeFileIO()],
+        plugins=trainer_plugins(),
     )
     plan: Plan = instantiate(cfg.schedule).plan(num_photos=data.num_photos, world_size=trainer.world_size)
     plan.steer(trainer, data, validate_every_epochs=cfg.validate_every_epochs)
     method.plan = plan
     say(f"{data.num_photos} photos; {plan}")
+    for logger in trainer.loggers:
+        logger.log_hyperparams(contract)
 
-    step = start_step(last, trainer)
+    step = start_step(last, trainer, contract)
     if step >= plan.max_steps:
         say(f"{last.parent} is finished at step {step}. Another name=... starts another run.")
         return
@@ -83,21 +95,21 @@ def pretrain(cfg: DictConfig) -> None:
     elif step == 0:
         trainer.validate(method, data, verbose=False)
     trainer.fit(method, data, ckpt_path=str(last) if step else None)
-    say(f"finished: {last.with_name('backbone.safetensors')}, loss_curve.png, metrics.csv and pictures/ beside it")
+    say(f"finished: the backbone, curves and numbers are in {last.parent}")
 
 
-def start_step(last: Path, trainer: pl.Trainer) -> int:
+def start_step(last: Path, trainer: pl.Trainer, contract: dict[str, Any]) -> int:
     """The optimiser step that the run continues from, 0 for a new one. Says which.
 
     Raises:
-        ValueError: the checkpoint cannot be read.
+        ValueError: the checkpoint cannot be read, or belongs to a run with other settings.
     """
-    if not last.exists():
-        say(f"starting {last.parent}")
-        return 0
-    checkpoint: dict[str, Any] = WholeFileIO().load_checkpoint(last)
-    step = checkpoint["global_step"]
-    say(f"continuing {last.parent} after step {step}")
+    step = 0
+    if last.exists():
+        checkpoint = WholeFileIO().load_checkpoint(last)
+        check_contract(last, checkpoint, contract)
+        step = checkpoint["global_step"]
+    say(f"continuing {last.parent} after step {step}" if step else f"starting {last.parent}")
     for logger in trainer.loggers:
         if isinstance(logger, TableLogger):
             logger.keep_before(step)

@@ -39,11 +39,16 @@ def explain(overrides: list[str], capsys: pytest.CaptureFixture) -> str:
         (["data=shards", "data.train={tmp}/cut.tar"], "{tmp}/cut.tar cannot be read"),
         (["data=shards", "data.train={tmp}/empty.tar"], "{tmp}/empty.tar is an empty shard"),
         (["data=image_folder", "data.root={tmp}/few"], "3 photos do not fill one global batch of 8"),
-        (["data=image_folder", "data.root={tmp}/photos", "method.mask_ratio=0.9"], "mask_ratio=0.9 keeps 0 of 4 tokens"),
+        (
+            ["data=image_folder", "data.root={tmp}/photos", "method.mask_ratio=0.9"],
+            "mask_ratio=0.9 keeps 0 of 4 tokens",
+        ),
         (["data=image_folder", "data.root={tmp}/photos", "model.image_size=40"], "not a multiple of patch_size=16"),
         (["data=image_folder", "data.root={tmp}/photos", "method.loss_tokens=visible"], "loss_tokens='visible'"),
         (["data=image_folder", "data.root={tmp}/photos", "decoder.num_heads=7"], "does not divide into num_heads=7"),
-        (["data=image_folder", "data.root={tmp}/photos", "schedule.batch_size=3"], "not a multiple of batch_size=3"),
+        (["data=image_folder", "data.root={tmp}/photos", "schedule.batch_size=0"], "batch_size=0 cannot be"),
+        (["data=image_folder", "data.root={tmp}/photos", "method.mask_ratio=0"], "mask_ratio=0 hides none of 4 tokens"),
+        (["data=image_folder"], "data.root"),
         (
             ["data=image_folder", "data.root={tmp}/photos", "teacher=sam_vit_b", "teacher.weights={tmp}/other.pth"],
             "{tmp}/other.pth",
@@ -70,7 +75,14 @@ def test_our_own_mistakes_keep_their_traceback() -> None:
 
 
 def test_command_line_exits_with_2_and_one_sentence(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sami.pretrain", "data=image_folder", f"data.root={tmp_path}", f"run_dir={tmp_path}/r"]
+    command = [
+        sys.executable,
+        "-m",
+        "sami.pretrain",
+        "data=image_folder",
+        f"data.root={tmp_path}",
+        f"run_dir={tmp_path}/r",
+    ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2 and "error: no image below" in result.stderr and "Traceback" not in result.stderr
 

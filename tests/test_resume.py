@@ -99,5 +99,10 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error(tmp_path: Path, damage: st
 def test_another_recipe_is_refused_another_machine_is_not(tmp_path: Path) -> None:
     data = data_overrides(tmp_path, "folder", 0)
     assert run_pretrain(tmp_path / "run", [*data, "+callbacks.kill={_target_: runs.KillAt, step: 4}"]) < 0
-    assert run_pretrain(tmp_path / "run", [*data, "method.mask_ratio=0.5"]) == 1
-    assert run_pretrain(tmp_path / "run", [*data, "schedule.batch_size=8", "checkpoint_every_n_steps=4"]) == 0
+    assert run_pretrain(tmp_path / "run", [*data, "decoder.width=32"]) == 1
+    record = f"+callbacks.recorder={{_target_: runs.Recorder, path: {tmp_path}/record.csv}}"
+    other = ["schedule.batch_size=2", "checkpoint_every_n_steps=4", record]  # 4 accumulated batches instead of 2
+    assert run_pretrain(tmp_path / "run", [*data, *other]) == 0
+    seen = [row[2] for row in read_record(tmp_path / "record.csv")]
+    assert seen == [str([first, first + 1]) for first in range(24, 120, 2)]
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 15

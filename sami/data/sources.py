@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
@@ -76,6 +77,10 @@ class ShardSource:
         self.fingerprint = hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16]
         self._opened: OrderedDict[int, tuple[TarIndex, int]] = OrderedDict()
 
+    def __getstate__(self) -> dict[str, object]:
+        """Open files do not travel to worker processes that are not forked."""
+        return {**self.__dict__, "_opened": OrderedDict()}
+
     def open_unit(self, unit: int) -> tuple[TarIndex, int]:
         """(byte ranges, file descriptor) of a shard."""
         if unit not in self._opened:
@@ -134,17 +139,20 @@ class FolderSource:
         self.root = Path(root)
         if not self.root.is_dir():
             raise ValueError(f"{root} is not a folder")
-        self.files = sorted(list_images(self.root))
-        if not self.files:
+        files = sorted(list_images(self.root))
+        if not files:
             raise ValueError(f"no image below {root}: looked for {', '.join(IMAGE_EXTENSIONS)}")
-        classes = sorted({file.split(os.sep)[0] for file in self.files if os.sep in file})
-        self.labels = {name: number for number, name in enumerate(classes)}
-        self.counts = [len(self.files)]
-        self.fingerprint = hashlib.sha256("\n".join(self.files).encode()).hexdigest()[:16]
+        self.classes = sorted({file.split(os.sep)[0] for file in files if os.sep in file})
+        number = {name: label for label, name in enumerate(self.classes)}
+        # arrays: a million Python strings would be copied into each worker, page by page, as they are looked at
+        self.labels = np.array([number[file.split(os.sep)[0]] if os.sep in file else NO_LABEL for file in files])
+        self.files = np.array([os.fsencode(file) for file in files])
+        self.counts = [len(files)]
+        self.fingerprint = hashlib.sha256(b"\n".join(self.files)).hexdigest()[:16]
 
     def name(self, unit: int, row: int) -> str:
         """The path."""
-        return str(self.root / self.files[row])
+        return str(self.root / os.fsdecode(self.files[row]))
 
     def read(self, unit: int, row: int) -> Photo:
         """The bytes of one file.
@@ -152,10 +160,8 @@ class FolderSource:
         Raises:
             BrokenImage: the file cannot be opened.
         """
-        file = self.files[row]
-        label = self.labels[file.split(os.sep)[0]] if os.sep in file else NO_LABEL
         try:
-            return Photo((self.root / file).read_bytes(), label)
+            return Photo(Path(self.name(unit, row)).read_bytes(), int(self.labels[row]))
         except OSError as error:
             raise BrokenImage(f"{type(error).__name__}: {error}") from error
 

@@ -1,15 +1,18 @@
 """Files a run can be continued from, and the backbone it is all for."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from safetensors.torch import save
-from torch import Tensor
 
 from sami.data.whole_file import whole_file
+from sami.methods.preemption import Consensus, Preempted, on_signal
+from sami.methods.progress import say
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -30,57 +33,98 @@ class WholeFileIO(TorchCheckpointIO):
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, OSError, ...
             raise ValueError(
-                f"the checkpoint {path} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}). "
+                f"the checkpoint {path} cannot be read ({type(error).__name__}: {str(error)[:200]}). "
                 "Move it away to start this run from the beginning, or give the run another name."
             ) from error
 
 
+def trainer_plugins() -> list[Any]:
+    """What a trainer needs for our checkpoints: their file format, and on SLURM nobody else who requeues the job."""
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return [WholeFileIO(), *slurm]
+
+
 class RunCheckpoint(pl.Callback):
-    """Writes everything that is needed to continue, every few optimiser steps and at the end.
+    """Writes everything that is needed to continue: every few minutes, on request, and at the end.
+
+    A request is SIGTERM, SIGUSR1 or Ctrl-C: all ranks write at the end of the same step and leave with `EXIT_REQUEUE`.
+    At the last step it writes after validation only, so that a run that counts as finished has had it.
 
     Args:
         path: of the file; there is one, replaced each time.
-        every_n_steps: optimiser steps.
-        contract: settings that a continued run must share, by dotted name; a run with others is refused.
+        every_minutes: by the clock of the first rank.
+        every_n_steps: optimiser steps, in addition; None for never.
+        contract: settings that a continued run must share, by dotted name, see `check_contract`.
     """
 
-    def __init__(self, path: str, *, every_n_steps: int, contract: dict[str, Any]) -> None:
-        self.path, self.every_n_steps, self.contract = Path(path), every_n_steps, contract
+    def __init__(self, path: str, *, every_minutes: float, every_n_steps: int | None, contract: dict[str, Any]) -> None:
+        self.path, self.every_minutes, self.every_n_steps = Path(path), every_minutes, every_n_steps
+        self.contract, self.requested = contract, False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.consensus, self.written = Consensus(), time.monotonic()
+        on_signal(self.request)  # here, since Lightning installs handlers of its own before
+        # it also asks all ranks for a SIGTERM before every batch and waits for their answers, which ours replaces
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+    def request(self) -> None:
+        """Remembers that the run shall stop."""
+        self.requested = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % (self.every_n_steps * trainer.accumulate_grad_batches) == 0:
+        step, between = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        if between or step >= trainer.max_steps:
+            return
+        waited = trainer.is_global_zero and time.monotonic() - self.written > 60 * self.every_minutes
+        stop, due = self.consensus.any(self.requested, waited)
+        if stop or due or (self.every_n_steps and step % self.every_n_steps == 0):
             trainer.save_checkpoint(self.path)
+            self.written = time.monotonic()
+        if stop:
+            say(f"asked to stop: wrote {self.path} at step {step}; the same command continues")
+            raise Preempted
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.consensus.finish()
         trainer.save_checkpoint(self.path)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Counts the batches that were done in batches of this run: another machine may accumulate more or fewer."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            change = checkpoint["global_step"] * trainer.accumulate_grad_batches - counts["processed"]
+            counts.update({name: counts[name] + change for name in ("ready", "started", "processed", "completed")})
 
     def state_dict(self) -> dict[str, Any]:
         return {"contract": self.contract}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compares the checkpoint's settings with this run's.
 
-        Raises:
-            ValueError: they differ; the message lists all differences.
-        """
-        before, now = state_dict["contract"], self.contract
-        differences = [
-            f"{name}: {before.get(name)} in the checkpoint, {now.get(name)} now"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name)
-        ]
-        if differences:
-            raise ValueError(
-                f"{self.path} belongs to a run with other settings:\n  "
-                + "\n  ".join(differences)
-                + "\nUse the same settings to continue it, or another name=... to start a new run."
-            )
+def check_contract(path: Path, checkpoint: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compares the settings that `RunCheckpoint` kept in a checkpoint with this run's.
+
+    Raises:
+        ValueError: they differ; the message lists all differences.
+    """
+    before = checkpoint["callbacks"]["RunCheckpoint"]["contract"]
+    differences = [
+        f"{name}: {before.get(name)} in the checkpoint, {now.get(name)} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{path} belongs to a run with other settings:\n  "
+            + "\n  ".join(differences)
+            + "\nUse the same settings to continue it, or another name=... to start a new run."
+        )
 
 
 class BackboneExport(pl.Callback):
-    """Writes the encoder under timm's names after each validation and at the end.
+    """Writes the encoder under timm's names, with every checkpoint.
 
     `timm.create_model("vit_small_patch16_224", num_classes=0, checkpoint_path=path)` loads it strictly.
 
@@ -92,25 +136,12 @@ class BackboneExport(pl.Callback):
     def __init__(self, path: str, *, recipe: dict[str, str]) -> None:
         self.path, self.recipe = Path(path), recipe
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            self.export(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.export(trainer, pl_module)
-
-    def export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes the file, on the first rank."""
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         if not trainer.is_global_zero:
             return
         encoder = pl_module.student.encoder
-        tensors: dict[str, Tensor] = {
-            name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()
-        }
-        header = {
-            **self.recipe,
-            "model": f"vit_{encoder.size}_patch{encoder.patch_size}",
-            "step": str(trainer.global_step),
-        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+        name = f"vit_{encoder.size}_patch{encoder.patch_size}"
+        header = {"format": "pt", **self.recipe, "model": name, "step": str(trainer.global_step)}
         with whole_file(self.path) as file:
-            file.write(save(tensors, metadata={"format": "pt", **header}))
+            file.write(save(tensors, metadata=header))

@@ -45,7 +45,7 @@ class NonFiniteGuard(pl.Callback):
         self.bad_step = torch.where((bad > 0) & (self.bad == 0), trainer.global_step, self.bad_step)
         self.bad = bad
         optimizer.grad_scale, optimizer.found_inf = None, self.bad
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             pl_module.log("train/grad_norm", norm)
 
     def on_train_batch_end(

@@ -1,13 +1,14 @@
-"""Being asked to leave: finish the step, write, and say that there is more to do."""
+"""Being asked to leave: all ranks finish the same step, write, and say that there is more to do."""
 
 import signal
+from collections.abc import Callable
 from typing import Any
 
-import pytorch_lightning as pl
-
-from sami.methods.progress import say
+import torch
+import torch.distributed as dist
 
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the job failed for now, run it again
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Preempted(SystemExit):
@@ -17,36 +18,44 @@ class Preempted(SystemExit):
         super().__init__(EXIT_REQUEUE)
 
 
-class Preemption(pl.Callback):
-    """On SIGTERM or SIGUSR1, writes a checkpoint at the end of a step and leaves with `EXIT_REQUEUE`.
+def on_signal(act: Callable[[], None]) -> None:
+    """Calls `act` at the first SIGTERM, SIGUSR1 or Ctrl-C; a second Ctrl-C ends the process as usual."""
 
-    Ranks agree on the step first: a signal reaches them at different times, and one that left alone would leave the
-    others waiting.
+    def handle(number: int, _: Any) -> None:
+        act()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    Args:
-        path: of the checkpoint.
-        check_every_n_steps: how often several ranks ask each other; a single one looks after every step.
+    for number in SIGNALS:
+        signal.signal(number, handle)
+
+
+class Consensus:
+    """What any rank wishes, all ranks do, at the same step.
+
+    Signals reach ranks at different times, and one that left alone would leave the others waiting. Wishes travel
+    between CPUs while the next step runs, so no GPU waits for them; the answer is that of one call earlier.
     """
 
-    def __init__(self, path: str, *, check_every_n_steps: int) -> None:
-        self.path, self.check_every_n_steps, self.requested = path, check_every_n_steps, False
+    def __init__(self) -> None:
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        self.group = dist.new_group(backend="gloo") if several else None
+        self.pending: tuple[Any, torch.Tensor] | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # here, since Lightning installs its own handlers (which end the run without a checkpoint) before training
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self.request)
+    def any(self, *wishes: bool) -> list[bool]:
+        """Which of these some rank wished at the last call; on a single rank, at this one. Every rank has to call."""
+        if self.group is None:
+            return list(wishes)
+        decided = self.finish() or [False] * len(wishes)
+        votes = torch.tensor(wishes, dtype=torch.int32)
+        self.pending = dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.group, async_op=True), votes
+        return decided
 
-    def request(self, *_: Any) -> None:
-        """Remembers the signal."""
-        self.requested = True
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        every = 1 if trainer.world_size == 1 else self.check_every_n_steps
-        if (batch_idx + 1) % (every * trainer.accumulate_grad_batches):
-            return
-        if trainer.strategy.reduce_boolean_decision(self.requested, all=False):
-            trainer.save_checkpoint(self.path)
-            say(f"asked to stop: wrote {self.path} at step {trainer.global_step}; the same command continues")
-            raise Preempted
+    def finish(self) -> list[bool] | None:
+        """Waits for what is under way."""
+        if self.pending is None:
+            return None
+        handle, votes = self.pending
+        handle.wait()
+        self.pending = None
+        return votes.bool().tolist()

@@ -23,7 +23,7 @@ from sami.metrics.agreement import FeatureAgreement, explained_variance
 from sami.metrics.knn import KNNAccuracy
 from sami.models.sami import SAMI
 from sami.models.vit import ViT
-from sami.ops.attention import use_fastest_attention
+from sami.ops.attention import fastest_attention
 from sami.ops.masking import MaskSplit, num_visible_tokens, split_by_noise, take_tokens
 
 
@@ -47,7 +47,7 @@ class SAMIPretraining(pl.LightningModule):
         compile: run the student through torch.compile.
 
     Raises:
-        ValueError: `mask_ratio` keeps no token.
+        ValueError: `mask_ratio` keeps no token, or hides none where the loss counts masked ones only.
     """
 
     plan: Plan
@@ -67,13 +67,15 @@ class SAMIPretraining(pl.LightningModule):
         compile: bool,
     ) -> None:
         super().__init__()
-        num_visible_tokens(encoder.num_tokens, mask_ratio)
+        if num_visible_tokens(encoder.num_tokens, mask_ratio) == encoder.num_tokens and loss_tokens == "masked":
+            raise ValueError(f"mask_ratio={mask_ratio} hides none of {encoder.num_tokens} tokens: nothing to predict")
         self.student = SAMI(encoder, decoder, teacher.width)
         self.statistics = ChannelStatistics(teacher.width) if standardize_target else nn.Identity()
         self._teacher = (teacher,)  # in a tuple, so that it is no submodule: not saved, not broadcast, not optimised
         self.mask_ratio, self.loss_distance, self.loss_tokens = mask_ratio, loss_distance, loss_tokens
         self.weight_decay, self.betas = weight_decay, tuple(betas)
         self.clock = StageClock()
+        self.recent_losses: list[Tensor] = []
         self.mean_loss, self.agreement, self.knn = MeanMetric(), FeatureAgreement(teacher.width), KNNAccuracy()
         if compile:
             self.student.compile()
@@ -85,8 +87,9 @@ class SAMIPretraining(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Lightning moves its submodules to the device; the teacher is none."""
-        self.teacher.to(self.trainer.strategy.root_device)
-        use_fastest_attention(self.trainer.strategy.root_device.type, bf16="bf16" in self.trainer.precision)
+        device = self.trainer.strategy.root_device
+        self.teacher.to(device)
+        self.clock.on_gpu = device.type == "cuda"
 
     def on_fit_start(self) -> None:
         self.measure_statistics()
@@ -109,16 +112,24 @@ class SAMIPretraining(pl.LightningModule):
         split = split_by_noise(batch["noise"], self.mask_ratio)
         with self.clock("teacher"):
             target = self.target(batch)  # [B, N, E]
-        prediction = self.student(batch["image"], split)  # [B, N, E]
+        with fastest_attention(self.device.type):
+            prediction = self.student(batch["image"], split)  # [B, N, E]
         loss = self.loss(prediction, target, split)
-        self.log("train/loss", loss, prog_bar=True)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
-            prediction, target = self.counted(prediction.detach(), target, split)
-            self.log("train/cosine", torch.cosine_similarity(prediction, target, dim=-1).mean())
-            self.log("train/explained_variance", explained_variance(prediction, target))
-            self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
-            self.log("train/epoch", self.trainer.global_step / self.plan.steps_per_epoch)
+        self.watch(loss.detach(), prediction.detach(), target, split, batch_idx)
         return loss
+
+    def watch(self, loss: Tensor, prediction: Tensor, target: Tensor, split: MaskSplit, batch_idx: int) -> None:
+        """Logs every `log_every_n_steps` steps: the mean loss since, and the rest of one batch."""
+        self.recent_losses.append(loss)
+        if (batch_idx + 1) % (self.trainer.log_every_n_steps * self.trainer.accumulate_grad_batches):
+            return
+        self.log("train/loss", torch.stack(self.recent_losses).mean(), prog_bar=True, sync_dist=True)
+        self.recent_losses.clear()
+        prediction, target = self.counted(prediction, target, split)
+        self.log("train/cosine", torch.cosine_similarity(prediction, target, dim=-1).mean())
+        self.log("train/explained_variance", explained_variance(prediction, target))
+        self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
+        self.log("train/epoch", self.trainer.global_step / self.plan.steps_per_epoch)
 
     def loss(self, prediction: Tensor, target: Tensor, split: MaskSplit) -> Tensor:
         """`feature_loss` as configured."""
@@ -133,7 +144,8 @@ class SAMIPretraining(pl.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss and agreement on fixed views with fixed masks; k-NN on the encoder's view of the whole photo."""
         batch = keep_valid(batch)
-        if len(batch["image"]) == 0:
+        if len(batch["image"]) == 0:  # more ranks than photos; the others wait for this one's share of the features
+            self.knn.update(torch.zeros(0, self.student.encoder.embed_dim, device=self.device), batch["label"])
             return
         split = split_by_noise(batch["noise"], self.mask_ratio)
         target = self.target(batch)  # [B, N, E]
@@ -148,9 +160,8 @@ class SAMIPretraining(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Reduces over ranks, which may have seen different numbers of photos, and logs."""
-        if self.mean_loss.update_called:
-            numbers = {"loss": self.mean_loss.compute(), **self.agreement.compute(), "knn": self.knn.compute()}
-            self.log_dict({f"val/{name}": value.float() for name, value in numbers.items()}, sync_dist=True)
+        numbers = {"loss": self.mean_loss.compute(), **self.agreement.compute(), "knn": self.knn.compute()}
+        self.log_dict({f"val/{name}": value.float() for name, value in numbers.items()}, sync_dist=True)
         for metric in (self.mean_loss, self.agreement, self.knn):
             metric.reset()
 

@@ -55,7 +55,8 @@ class Schedule:
         warmup_epochs: of linear warm-up.
         base_lr: the peak is lr = base_lr * global_batch_size / 256. The paper's 2.4e-3 at 4096 is 1.5e-4 here.
         global_batch_size: photos per optimiser step over all devices; the recipe's number, whatever the machine.
-        batch_size: photos per batch and device; what fits its memory. The rest is accumulated.
+        batch_size: at most so many photos per batch and device, what fits its memory. The rest is accumulated; where
+            it does not divide, batches are smaller.
     """
 
     def __init__(
@@ -68,15 +69,16 @@ class Schedule:
         """The numbers for this data set and these devices.
 
         Raises:
-            ValueError: the global batch does not divide into batches of this size on these devices, or is larger
-                than the data set, or warm-up is not shorter than training.
+            ValueError: the global batch cannot be shared by these devices, or is larger than the data set, or warm-up
+                is not shorter than training.
         """
-        per_round = self.batch_size * world_size
-        if self.batch_size < 1 or self.global_batch_size % per_round:
+        share, rest = divmod(self.global_batch_size, world_size)  # photos per device
+        if rest or share < 1 or self.batch_size < 1:
             raise ValueError(
-                f"global_batch_size={self.global_batch_size} is not a multiple of batch_size={self.batch_size} "
-                f"x {world_size} devices: choose a batch_size that divides {self.global_batch_size / world_size:g}"
+                f"global_batch_size={self.global_batch_size} in batches of batch_size={self.batch_size} cannot be "
+                f"shared by {world_size} devices: both positive, the first a multiple of the number of devices"
             )
+        batch_size = max(size for size in range(1, min(self.batch_size, share) + 1) if share % size == 0)
         steps_per_epoch = num_photos // self.global_batch_size
         if steps_per_epoch == 0:
             raise ValueError(
@@ -90,9 +92,9 @@ class Schedule:
                 "training has to last a step at least and longer than its warm-up"
             )
         return Plan(
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             world_size=world_size,
-            accumulate=self.global_batch_size // per_round,
+            accumulate=share // batch_size,
             epoch_size=steps_per_epoch * self.global_batch_size,
             steps_per_epoch=steps_per_epoch,
             max_steps=max_steps,

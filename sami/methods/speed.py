@@ -25,6 +25,7 @@ from sami.models.decoders import CrossAttentionDecoder
 from sami.models.mae import PlainMAE
 from sami.models.sami import SAMI
 from sami.models.vit import ViT
+from sami.ops.attention import fastest_attention
 from sami.ops.masking import split_by_noise
 
 DESIGNS = ("MAE's design", "ours, context all", "ours, context encoder")
@@ -97,7 +98,7 @@ class StudentStep:
     def gradients(self, image: Tensor, target: Tensor) -> None:
         """Forward and backward."""
         split = split_by_noise(torch.rand(target.shape[:2], device=image.device), self.setting.mask_ratio)
-        with self.setting.autocast():
+        with self.setting.autocast(), fastest_attention(self.setting.device):
             prediction = self.network(image, split)  # [B, N, E]
         feature_loss(prediction, target, split, distance="mse", tokens="all").backward()
 

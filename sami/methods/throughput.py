@@ -13,13 +13,14 @@ class StageClock:
     """Seconds spent in named stages. On a GPU it marks the stream and asks for the times later, so nothing waits."""
 
     def __init__(self) -> None:
+        self.on_gpu = False
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Adds the time spent inside to `stage`."""
-        if torch.cuda.is_available():
+        if self.on_gpu:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             yield
@@ -42,7 +43,8 @@ class StageClock:
 class Throughput(pl.Callback):
     """Logs images/s over all ranks, and the shares of time waiting for data, in the teacher and in the student.
 
-    The student's share is what is left: its forward and backward pass, the optimiser, and the trainer around them.
+    The student's share is what is left: its forward and backward pass, the optimiser, and the trainer around them. On
+    a GPU the wait for data is the host's, which may be ahead of the GPU: it is an upper bound of the GPU's own.
     Validation is not counted.
     """
 

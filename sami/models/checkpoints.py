@@ -1,6 +1,7 @@
 """Where a network's weights come from: files read safely, renamed by pure maps, loaded without leftovers."""
 
 import argparse
+import hashlib
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -106,13 +107,13 @@ def download(build: Callable[[], nn.Module], *, advice: str) -> nn.Module:
     """What `build` returns; whatever stops its download becomes one error that says what to do instead.
 
     Raises:
-        RuntimeError: the weights could not be fetched.
+        ConnectionError: the weights could not be fetched.
     """
     try:
         return build()
     except Exception as error:  # timm, huggingface_hub and their HTTP clients each raise their own
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise RuntimeError(
+        raise ConnectionError(
             f"teacher.weights=hub: the weights could not be downloaded ({reason}). Without network access, {advice}, "
             f"and set teacher.weights to the path of that file"
         ) from error
@@ -129,6 +130,15 @@ def build_random(build: Callable[[], nn.Module], *, announce: str | None) -> nn.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build()
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A fingerprint of all weights, names and shapes: 16 hexadecimal digits, the same wherever the file lies."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def _some(names: list[str]) -> str:

@@ -28,15 +28,22 @@ SAM = {  # timm's name, Meta's file
 
 
 def load_sam(name: str, weights: str) -> nn.Module:
-    """timm's samvit, [B, 3, H, W] -> [B, 256, H/16, W/16]. `weights` as of `SamTeacher`.
+    """timm's samvit, [B, 3, H, W] -> [B, 256, H/16, W/16], with `attend` in its blocks. `weights` as of `SamTeacher`.
 
     Raises:
         ValueError: unknown `name`, or the file is missing, damaged or of another model.
-        RuntimeError: the download failed.
+        ConnectionError: the download failed.
     """
     if name not in SAM:
         raise ValueError(f"teacher name={name!r}: choose one of {', '.join(SAM)}")
-    architecture, file = SAM[name]
+    network = load_timm_sam(*SAM[name], name=name, weights=weights)
+    for block in network.blocks:
+        block.attn.forward = partial(attend, block.attn)
+    return network
+
+
+def load_timm_sam(architecture: str, file: str, *, name: str, weights: str) -> nn.Module:
+    """The network as timm has it; see `load_sam`."""
     # timm's LayerNorms have eps 1e-5, SAM's 1e-6: features differ by up to 7 % where tokens vary little.
     options = {"num_classes": 0, "global_pool": "", "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
     if weights == "hub":
@@ -53,6 +60,45 @@ def load_sam(name: str, weights: str) -> nn.Module:
         network = timm.create_model(architecture, **options)
     load_strictly(network, state_dict, source=f"teacher.weights={weights}")
     return network
+
+
+def attend(layer: nn.Module, x: Tensor) -> Tensor:
+    """[B, gh, gw, C] -> [B, gh, gw, C]: SAM's attention without ever holding its N x N position term.
+
+    The term is rel_h[query, row of key] + rel_w[query, column of key] (arXiv:2112.01526, Eq. 4), which is a scalar
+    product: rel_h and rel_w are appended to each query, and a one-hot row and column to each key. So the fused kernels
+    can take it; with the term as a mask, one image of 1024 pixels needs 0.5 GiB for it in bf16, and timm's
+    three-dimensional queries keep CUDA from using them at all.
+    """
+    gh, gw = x.shape[1:3]
+    qkv = layer.qkv(x.flatten(1, 2)).unflatten(-1, (3, layer.num_heads, -1))  # [B, N, 3, heads, d]
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, N, d] each
+    d = q.shape[-1]
+    grid_q = q.unflatten(2, (gh, gw))
+    rel_h = torch.einsum("bnhwd,hkd->bnhwk", grid_q, relative_table(layer.rel_pos_h, gh)).flatten(2, 3)
+    rel_w = torch.einsum("bnhwd,wkd->bnhwk", grid_q, relative_table(layer.rel_pos_w, gw)).flatten(2, 3)
+    rows = torch.eye(gh, dtype=k.dtype, device=k.device).repeat_interleave(gw, 0)  # [N, gh]
+    columns = torch.eye(gw, dtype=k.dtype, device=k.device).repeat(gh, 1)  # [N, gw]
+    place = torch.cat([rows, columns], dim=1).expand(*k.shape[:2], -1, -1)  # [B, heads, N, gh + gw]
+    scale = d**-0.5  # of q k only, so the other terms are divided by it first
+    queries = torch.cat([q, (rel_h / scale).to(q.dtype), (rel_w / scale).to(q.dtype)], dim=-1)
+    keys = torch.cat([k, place], dim=-1)
+    width = -(-queries.shape[-1] // 8) * 8  # fused kernels want equal widths, in multiples of 8
+    queries, keys, values = (F.pad(t, (0, width - t.shape[-1])) for t in (queries, keys, v))
+    attended = F.scaled_dot_product_attention(queries, keys, values, scale=scale)[..., :d]
+    return layer.proj(attended.transpose(1, 2).flatten(2)).unflatten(1, (gh, gw))
+
+
+def relative_table(table: Tensor, side: int) -> Tensor:
+    """[2 * side - 1, d] -> [side, side, d]: the entry for the distance of query and key, at [query, key].
+
+    Raises:
+        ValueError: the table is of another size; see `fit_position_tables`.
+    """
+    if len(table) != 2 * side - 1:
+        raise ValueError(f"a table of {len(table)} relative positions does not fit a side of {side} tokens")
+    place = torch.arange(side, device=table.device)
+    return table[place[:, None] - place[None, :] + side - 1]
 
 
 def fit_position_tables(network: nn.Module, grid: tuple[int, int]) -> dict[str, Tensor]:

@@ -81,11 +81,12 @@ class SamTeacher(Teacher):
         input_size: longest side in pixels that the teacher sees, bilinear as in SAM's preprocessing. None: as given.
         layer: "neck" or "last_block" (E = 768, 1024 or 1280).
         patch_size: the student's.
+        max_batch: images that pass the network at once; more of them pass one group after another.
 
     Raises:
         ValueError: unknown `name` or `layer`, `input_size` is not a multiple of 16, or the file is missing, damaged
             or of another model; in `forward`, the teacher's image is not a whole number of patches of 16.
-        RuntimeError: the download failed.
+        ConnectionError: the download failed.
     """
 
     def __init__(
@@ -95,13 +96,14 @@ class SamTeacher(Teacher):
         input_size: int | None = None,
         layer: str = "neck",
         patch_size: int = 16,
+        max_batch: int = 64,
     ) -> None:
         super().__init__(patch_size)
         if layer not in ("neck", "last_block"):
             raise ValueError(f"teacher layer={layer!r}: choose neck or last_block")
         if input_size is not None and (input_size <= 0 or input_size % SAM_PATCH_SIZE):
             raise ValueError(f"teacher input_size={input_size}: give a multiple of {SAM_PATCH_SIZE} pixels, or null")
-        self.input_size = input_size
+        self.input_size, self.max_batch = input_size, max_batch
         self.network = load_sam(name, weights).eval().requires_grad_(False)
         if layer == "last_block":
             self.network.neck = nn.Identity()
@@ -109,6 +111,10 @@ class SamTeacher(Teacher):
         self.position_tables: dict[tuple, dict[str, Tensor]] = {}
 
     def target(self, image: Tensor) -> Tensor:
+        return torch.cat([self.target_at_once(part) for part in image.split(self.max_batch)])
+
+    def target_at_once(self, image: Tensor) -> Tensor:
+        """`target` of at most `max_batch` images."""
         view = image if self.input_size is None else resize_longest(image, self.input_size, multiple=SAM_PATCH_SIZE)
         H, W = view.shape[-2:]
         if H % SAM_PATCH_SIZE or W % SAM_PATCH_SIZE:
@@ -144,7 +150,7 @@ class TimmTeacher(Teacher):
     Raises:
         ValueError: unknown `name`, or the file is missing, damaged or of another model; in `forward`, the model
             cannot take an image of this size.
-        RuntimeError: the download failed.
+        ConnectionError: the download failed.
     """
 
     def __init__(self, name: str, weights: str = "hub", input_size: int | None = None, patch_size: int = 16) -> None:
@@ -159,6 +165,10 @@ class TimmTeacher(Teacher):
         self.register_buffer("shift", ((INPUT_MEAN - mean) / std).reshape(3, 1, 1), persistent=False)
 
     def target(self, image: Tensor) -> Tensor:
+        return torch.cat([self.target_at_once(part) for part in image.split(self.max_batch)])
+
+    def target_at_once(self, image: Tensor) -> Tensor:
+        """`target` of at most `max_batch` images."""
         view = image if self.input_size is None else resize_longest(image, self.input_size)
         view = view * self.scale + self.shift
         try:

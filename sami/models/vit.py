@@ -52,6 +52,7 @@ class ViT(VisionTransformer):
         self.grid_size: tuple[int, int] = self.patch_embed.grid_size
         self.num_tokens: int = self.patch_embed.num_patches
         init_linears(self)
+        nn.init.normal_(self.cls_token, std=0.02)  # as MAE; timm's own 1e-6 is next to nothing
         if pos_embed == "sincos":
             table = sincos_pos_embed(self.grid_size, width, num_prefix_tokens=1)  # [1, 1 + N, D]
             self.pos_embed = nn.Parameter(table, requires_grad=False)
@@ -82,8 +83,7 @@ def take_patches(image: Tensor, ids: Tensor, *, patch_size: int) -> Tensor:
 def init_linears(module: nn.Module) -> None:
     """MAE's initialisation in place: Xavier-uniform matrices, zero biases, LayerNorms at one and zero.
 
-    A patch embedding is one matrix over flattened patches and is initialised as such; tokens keep their
-    normal(0, 0.02) of timm's constructor.
+    A patch embedding is one matrix over flattened patches and is initialised as such.
     """
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Conv2d):

@@ -62,7 +62,7 @@ def test_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no photo")
     (tmp_path / "LOOSE.JPEG").write_bytes(encode(draw_photo(9)))
     source = FolderSource(str(tmp_path))
-    assert source.counts == [6] and source.labels == {"class_0": 0, "class_1": 1}
+    assert source.counts == [6] and source.classes == ["class_0", "class_1"]
     assert [source.read(0, row).label for row in range(6)] == [NO_LABEL, 0, 0, 0, 1, 1]
     assert source.read(0, 4).image == encode(draw_photo(1))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sami.methods.checkpoints import RunCheckpoint, WholeFileIO
+from sami.methods.checkpoints import RunCheckpoint, WholeFileIO, check_contract
 
 
 def test_a_failed_write_keeps_the_good_file(tmp_path: Path) -> None:
@@ -49,11 +49,12 @@ def test_only_tensors_and_plain_containers_are_read(tmp_path: Path) -> None:
 
 
 def test_contract_lists_every_difference(tmp_path: Path) -> None:
-    before = RunCheckpoint(str(tmp_path / "last.ckpt"), every_n_steps=1, contract={"seed": 0, "a.b": 1, "gone": 2})
-    now = RunCheckpoint(str(tmp_path / "last.ckpt"), every_n_steps=1, contract={"seed": 0, "a.b": 3, "new": 4})
-    before.load_state_dict(before.state_dict())
-    with pytest.raises(ValueError) as error:
-        now.load_state_dict(before.state_dict())
+    before = {"seed": 0, "a.b": 1, "gone": 2}
+    callback = RunCheckpoint(str(tmp_path / "last.ckpt"), every_minutes=1, every_n_steps=None, contract=before)
+    checkpoint = {"callbacks": {"RunCheckpoint": callback.state_dict()}}
+    check_contract(tmp_path / "last.ckpt", checkpoint, dict(before))
+    with pytest.raises(ValueError, match="another name") as error:
+        check_contract(tmp_path / "last.ckpt", checkpoint, {"seed": 0, "a.b": 3, "new": 4})
     for line in ("a.b: 1 in the checkpoint, 3 now", "gone: 2 in the checkpoint, None now", "new: None in"):
         assert line in str(error.value)
     assert "seed" not in str(error.value)

@@ -14,6 +14,7 @@ from sami.models.checkpoints import (
     load_strictly,
     mae_to_sami,
     sam_image_encoder_to_timm,
+    weights_digest,
 )
 
 WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.tensor([1.0, -1.0])}
@@ -124,7 +125,7 @@ def test_failed_download_says_what_to_do():
     def build() -> nn.Module:
         raise OSError("no route to host\nand more")
 
-    with pytest.raises(RuntimeError, match=r"no route to host\).*fetch x\.pth, and set teacher\.weights"):
+    with pytest.raises(ConnectionError, match=r"no route to host\).*fetch x\.pth, and set teacher\.weights"):
         download(build, advice="fetch x.pth")
 
 
@@ -136,3 +137,15 @@ def test_random_weights_are_always_the_same_and_leave_the_seed_alone():
         first = build_random(lambda: nn.Linear(3, 2), announce="net")
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(first.weight, build_random(lambda: nn.Linear(3, 2), announce=None).weight)
+
+
+def test_digest_follows_weights_names_and_shapes() -> None:
+    first = nn.Linear(3, 2)
+    second = nn.Linear(3, 2)
+    second.load_state_dict(first.state_dict())
+    assert weights_digest(first) == weights_digest(second) == weights_digest(first.to("cpu"))
+    with torch.no_grad():
+        second.bias[0] += 1e-6
+    assert weights_digest(first) != weights_digest(second)
+    assert weights_digest(nn.Sequential(first)) != weights_digest(first)
+    assert weights_digest(nn.Identity()) == weights_digest(nn.ReLU())  # a target without weights
