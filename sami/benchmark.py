@@ -16,7 +16,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from sami.data.photos import ViewLoader
 from sami.data.transforms import normalize
+from sami.data.views import PositionSampler
 from sami.entry import explain_errors, keep_freed_memory
 from sami.methods.loading_speed import DrawnPhotos, Loading, PillowLoading
 from sami.methods.speed import (
@@ -71,8 +73,11 @@ def benchmark(cfg: DictConfig) -> None:
         kind(photos, batch_size=cfg.batch_size, side=cfg.model.image_size) for kind in (Loading, PillowLoading)
     )
 
+    endless = PositionSampler(batch_size=cfg.batch_size, rank=0, world_size=1, num_batches=10**9, first_batch=0)
+    stream = iter(ViewLoader(load.views, endless, num_workers=cfg.num_workers))
+
     def whole_step() -> None:
-        batch = {"image": normalize(load()["image"].to(device))}
+        batch = {"image": normalize(next(stream)["image"].to(device))}
         with setting.autocast():
             target = teacher(batch).float()
         steps["ours, context all"](batch["image"], target)
@@ -111,7 +116,7 @@ def benchmark(cfg: DictConfig) -> None:
     for name, note in stages.items():
         share = median_ratio(seconds[name], seconds["whole step"])
         print(f"{name:24}{images[name]:10.1f}{share:15.1%}" + (f"   {note:.2f} times Pillow's" if note else ""))
-    print(f"{'whole step':24}{images['whole step']:10.1f}{1:15.1%}   with the loader in the training process")
+    print(f"{'whole step':24}{images['whole step']:10.1f}{1:15.1%}   {cfg.num_workers} loading processes beside it")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "sami"
 FLOORS = {"ops": 0, "losses": 1, "models": 1, "metrics": 1, "data": 1, "methods": 3}  # what is not listed is an entry
 ENTRY = 5
 FORBIDDEN = {"hydra": ENTRY, "omegaconf": ENTRY, "timm": 1, "numpy": 1, "torchmetrics": 1, "wandb": 3}
+TRAINER_FREE = {"ops", "losses", "models", "metrics"}  # what can be used without Lightning
 
 
 def floor_of(module: str) -> tuple[str, int]:
@@ -37,6 +38,7 @@ def test_imports_go_down(path: Path) -> None:
             assert other == part or below < floor or floor == ENTRY, f"{module} imports {name}"
         lowest = FORBIDDEN.get(name.split(".")[0], 0)
         assert floor >= lowest, f"{module} imports {name}"
+        assert not (part in TRAINER_FREE and name.startswith("pytorch_lightning")), f"{module} imports {name}"
 
 
 def test_no_drawers_and_no_file_too_long() -> None:

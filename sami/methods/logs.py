@@ -7,6 +7,8 @@ import socket
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
@@ -110,25 +112,28 @@ class LossCurve(pl.Callback):
                 points = [(step, value) for step, name, value in rows if name == f"{stage}/{metric}"]
                 if points:
                     axes.plot(*zip(*points, strict=True), style, label=stage, markersize=3, linewidth=1)
-            axes.set(title=title, xlabel="step")
+            axes.set(title=title, xlabel="step", yscale="log" if metric == "loss" else "linear")
+            if metric == "explained_variance" and axes.get_ylim()[0] < -0.5:
+                axes.set_ylim(-0.5, 1)  # an untrained head is off by any factor; what follows is worth seeing
             if axes.lines:
                 axes.legend()
         with whole_file(self.path) as file:
             figure.savefig(file, format="png", dpi=110)
 
 
-def wandb_logger(*, project: str, name: str, folder: str, host: str = "api.wandb.ai", **options: Any) -> WandbLogger:
+def wandb_logger(*, project: str, name: str, folder: str, **options: Any) -> WandbLogger:
     """Lightning's W&B logger, which goes offline where there is no login or no network instead of waiting for them.
 
     Args:
         project: on W&B.
         name: of the run; a continued run goes on under the same.
         folder: of the run; offline runs are kept in it.
-        host: that has to answer for online logging.
         options: for `WandbLogger`.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    offline = os.environ.get("WANDB_MODE") == "offline" or not has_login(host) or not answers(host)
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    reachable = bool(getproxies()) or answers(server.hostname, server.port or 443)  # a proxy answers for others
+    offline = os.environ.get("WANDB_MODE") == "offline" or not has_login(server.hostname) or not reachable
     if offline:
         say(f"wandb: no login or no network, logging offline. Later: wandb sync {folder}/wandb/offline-run-*")
     run = {"name": name, "id": name.replace("/", "-"), "resume": "allow"}  # a continued run is the same run there
@@ -143,10 +148,10 @@ def has_login(host: str) -> bool:
     return netrc.is_file() and host in netrc.read_text()
 
 
-def answers(host: str) -> bool:
-    """Whether a connection to the host opens within three seconds."""
+def answers(host: str, port: int) -> bool:
+    """Whether a connection opens within three seconds."""
     try:
-        with socket.create_connection((host, 443), timeout=3):
+        with socket.create_connection((host, port), timeout=3):
             return True
     except OSError:
         return False
