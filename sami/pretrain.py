@@ -25,20 +25,13 @@ from sami.methods.progress import say
 from sami.methods.schedule import Plan
 from sami.models.checkpoints import weights_digest
 
-# what may differ when a run is continued: where things lie and what machine it is, not what is computed
+# What may differ when a run is continued: where things lie, what machine it is and what is shown, not what is computed.
 FREE = {
-    *(
-        "name",
-        "run_dir",
-        "notice",
-        "trainer",
-        "callbacks",
-        "logger",
-        "validate_every_epochs",
-        "checkpoint_every_n_steps",
-    ),
+    *("name", "run_dir", "notice", "trainer", "callbacks", "logger"),
+    *("validate_every_epochs", "checkpoint_every_minutes", "checkpoint_every_n_steps", "schedule.batch_size"),
     *("data.train", "data.val", "data.root", "data.folder", "data.num_workers", "data.val_batch_size"),
-    *("method.encoder", "method.decoder", "method.teacher", "method.compile", "schedule.batch_size", "teacher.weights"),
+    *("method.encoder", "method.decoder", "method.teacher"),  # their own sections say what they are
+    *("method.compile", "teacher.weights", "teacher.max_batch"),
 }
 
 
