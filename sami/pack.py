@@ -1,4 +1,4 @@
-"""A folder of images to webdataset shards, which training reads in order.
+"""A folder of images to webdataset shards.
 
     python -m sami.pack source=/photos target=/shards short_side=256
     python -m sami.pack source=/imagenet/val target=/shards prefix=val short_side=256 num_workers=8

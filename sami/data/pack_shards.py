@@ -111,7 +111,7 @@ def pack_images(
         shard_size: images per shard; broken ones leave it smaller.
         quality: of re-encoded JPEGs.
         prefix: shards are called `{prefix}-{index:06d}.tar`.
-        seed: of the order, which mixes the classes as streaming needs it.
+        seed: of the order, which mixes the classes: a shuffle of a few shards should see them all.
         num_workers: processes; 0 works in this one, None takes one per core.
         max_broken_rate: stop when more than this fraction of all images (rounded up to whole images) is broken.
 

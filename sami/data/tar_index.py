@@ -50,12 +50,9 @@ def load_index(path: Path) -> TarIndex:
     name = hashlib.sha1(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()
     stored = index_folder() / f"{name}.npz"
     if not stored.exists():
-        try:
-            stored.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(stored.with_suffix(".lock"), "w")  # noqa: SIM115, closing it is what unlocks
-        except OSError:
+        if not writable(stored.parent):
             return scan_shard(path)  # a read-only home folder costs a scan at each start, nothing else
-        with lock:
+        with open(stored.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of a node share the work instead of repeating it
             if not stored.exists():
                 index = scan_shard(path)
@@ -64,6 +61,15 @@ def load_index(path: Path) -> TarIndex:
         stored.with_suffix(".lock").unlink(missing_ok=True)
     with np.load(stored, allow_pickle=False) as arrays:
         return TarIndex(arrays["keys"], arrays["extensions"], arrays["spans"])
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be made in this folder, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def scan_shard(path: Path) -> TarIndex:
