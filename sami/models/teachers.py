@@ -165,10 +165,6 @@ class TimmTeacher(Teacher):
         self.register_buffer("shift", ((INPUT_MEAN - mean) / std).reshape(3, 1, 1), persistent=False)
 
     def target(self, image: Tensor) -> Tensor:
-        return torch.cat([self.target_at_once(part) for part in image.split(self.max_batch)])
-
-    def target_at_once(self, image: Tensor) -> Tensor:
-        """`target` of at most `max_batch` images."""
         view = image if self.input_size is None else resize_longest(image, self.input_size)
         view = view * self.scale + self.shift
         try:

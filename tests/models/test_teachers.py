@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import timm
 import torch
@@ -26,10 +28,25 @@ def sam_like(sam: SamTeacher, **changes) -> SamTeacher:
     """`sam` with other settings, sharing its network."""
     teacher = SamTeacher.__new__(SamTeacher)
     nn.Module.__init__(teacher)
-    settings = {"network": sam.network, "input_size": None, "patch_size": 16, "position_tables": {}, **changes}
+    settings = {
+        "network": sam.network,
+        "input_size": None,
+        "patch_size": 16,
+        "position_tables": {},
+        "max_batch": 64,
+        **changes,
+    }
     for name, value in settings.items():
         setattr(teacher, name, value)
     return teacher
+
+
+def timms_own(sam: SamTeacher) -> nn.Module:
+    """The same weights with timm's own attention, which resizes position tables in every forward."""
+    network = copy.deepcopy(sam.network)
+    for block in network.blocks:
+        del block.attn.forward
+    return network
 
 
 def photo(H: int = 224, W: int = 224, B: int = 1) -> torch.Tensor:
@@ -40,11 +57,17 @@ def photo(H: int = 224, W: int = 224, B: int = 1) -> torch.Tensor:
 def test_sam_equals_timms_own_forward(sam, size):
     image = photo(*size)
     with torch.no_grad():
-        expected = sam.network(image).flatten(2).transpose(1, 2)  # position tables resized by timm
+        expected = timms_own(sam)(image).flatten(2).transpose(1, 2)
     features = sam({"image": image})
     assert features.shape == (1, size[0] * size[1] // 256, 256) and sam.width == 256
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(sam({"image": image}), expected, rtol=0, atol=1e-5)  # tables from the second call on
+
+
+def test_sam_in_groups_is_sam_at_once(sam):
+    images = photo(64, 64, B=3)
+    together, in_groups = sam({"image": images}), sam_like(sam, max_batch=2)({"image": images})
+    torch.testing.assert_close(in_groups, together, rtol=0, atol=1e-5)
 
 
 def test_sam_has_sams_epsilon(sam):
@@ -76,7 +99,7 @@ def test_sam_input_size_enlarges_and_averages_back(sam):
     image = photo(112, 112)
     features = sam_like(sam, input_size=160)({"image": image})
     with torch.no_grad():
-        large = sam.network(F.interpolate(image, (160, 160), mode="bilinear"))  # 10x10
+        large = timms_own(sam)(F.interpolate(image, (160, 160), mode="bilinear"))  # 10x10
     torch.testing.assert_close(features, area_resize(large, (7, 7)).flatten(2).transpose(1, 2), rtol=0, atol=1e-4)
 
 
