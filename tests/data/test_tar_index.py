@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -30,6 +31,9 @@ def test_index_is_stored_and_follows_the_file(shard: Path, tmp_path: Path) -> No
     written = stored.stat().st_mtime_ns
     load_index(shard)
     assert stored.stat().st_mtime_ns == written
+    os.utime(shard, ns=(1, 1))  # another file of the same length, say
+    load_index(shard)
+    assert len(list(index_folder().glob("*.npz"))) == 2
     shard.write_bytes(Path(write_shards(tmp_path / "other", [3])[0]).read_bytes())
     assert len(load_index(shard).keys) == 3
     assert not list(index_folder().glob("*.lock"))
