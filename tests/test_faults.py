@@ -119,6 +119,14 @@ def test_a_signal_to_workers_too_leaves_a_checkpoint(tmp_path: Path) -> None:
     while not (table.exists() and table.read_text().count("train/loss") > 3):
         assert time.monotonic() < deadline and process.is_alive()
         time.sleep(0.1)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(int(worker), signal.SIGTERM)
+    seen = table.read_text().count("train/loss")
+    while table.read_text().count("train/loss") < seen + 30:  # more than was loaded ahead
+        assert time.monotonic() < deadline and process.is_alive()
+        time.sleep(0.1)
     os.killpg(process.pid, signal.SIGUSR1)
     process.join(60)
     assert process.exitcode == EXIT_REQUEUE and (tmp_path / "run" / "last.ckpt").exists()
