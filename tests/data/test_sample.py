@@ -85,7 +85,8 @@ def test_the_label_is_the_kind_of_the_largest_object(monkeypatch):
         largest = scene.masks[scene.masks.sum((1, 2)).argmax()]
         hidden = [(largest[window] & (outline >= 0)).sum() for _, window, outline in kinds]
         covered = [(largest[window] & (outline < 0)).sum() for _, window, outline in kinds]
-        owners = {kind for (kind, *_), out, area in zip(kinds, hidden, covered) if out == 0 and area == largest.sum()}  # noqa: B905
+        things = zip(kinds, hidden, covered, strict=True)
+        owners = {kind for (kind, *_), out, area in things if out == 0 and area == largest.sum()}
         assert scene.label in owners
 
 
