@@ -23,7 +23,6 @@ from sami.methods.checkpoints import BackboneExport, RunCheckpoint, WholeFileIO,
 from sami.methods.logs import TableLogger
 from sami.methods.progress import say
 from sami.methods.schedule import Plan
-from sami.models.checkpoints import weights_digest
 
 # What may differ when a run is continued: where things lie, what machine it is and what is shown, not what is computed.
 FREE = {
@@ -31,7 +30,7 @@ FREE = {
     *("validate_every_epochs", "checkpoint_every_minutes", "checkpoint_every_n_steps", "schedule.batch_size"),
     *("data.train", "data.val", "data.root", "data.folder", "data.num_workers", "data.val_batch_size"),
     *("method.encoder", "method.decoder", "method.teacher"),  # their own sections say what they are
-    *("method.compile", "teacher.weights", "teacher.max_batch"),
+    *("method.compile", "teacher.weights", "teacher.max_batch", "teacher.path", "data.cache"),
 }
 
 
@@ -53,7 +52,7 @@ def pretrain(cfg: DictConfig) -> None:
     method = instantiate(cfg.method)
     last = Path(cfg.run_dir, "last.ckpt")
     contract = flatten(cfg, without=FREE)
-    contract |= {"photos": data.train_source.fingerprint, "teacher weights": weights_digest(method.teacher)}
+    contract |= {"photos": data.train_source.fingerprint, "teacher weights": method.teacher.fingerprint}
     recipe = {name: str(contract[name]) for name in contract if name.startswith(("method.", "teacher.", "decoder."))}
     on_cpu = cfg.trainer.accelerator == "auto" and not torch.cuda.is_available()  # Apple's GPUs have no float64
     trainer: pl.Trainer = instantiate(

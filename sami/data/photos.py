@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sami.data.cache_reader import CacheReader
+from sami.data.cache_views import describe_crops
 from sami.data.order import ShuffledOrder
 from sami.data.sample import write_sample
 from sami.data.sources import FolderSource, ShardSource, Source
-from sami.data.transforms import normalize
+from sami.data.transforms import RandomCrops, normalize
 from sami.data.views import EvalSampler, EvalViews, PositionSampler, TrainViews, pass_through
 
 
@@ -34,11 +36,14 @@ class PhotoData(pl.LightningDataModule):
         seed: of order, crops, flips and masks.
         num_workers: loading processes per rank; 0 loads in the training process.
         shuffle_window: shards that are shuffled among themselves, see `ShuffledOrder`.
-        scale, ratio, flip: of the random crop, see `TrainViews`.
+        scale, ratio, flip: of the random crop, see `RandomCrops`.
+        num_views: None for a fresh view each time, else see `TrainViews`.
+        cache: folder of targets that were written for these photos, or None.
         val_batch_size: photos per validation batch and rank.
 
     Raises:
-        ValueError: see `ShardSource` and `FolderSource`; or `image_size` is not a multiple of `patch_size`.
+        ValueError: see `ShardSource` and `FolderSource`; `image_size` is not a multiple of `patch_size`; or the cache
+            cannot be used for this run, see `open_caches`.
     """
 
     def __init__(
@@ -54,6 +59,8 @@ class PhotoData(pl.LightningDataModule):
         scale: tuple[float, float],
         ratio: tuple[float, float],
         flip: float,
+        num_views: int | None,
+        cache: str | None,
         val_batch_size: int,
     ) -> None:
         super().__init__()
@@ -63,9 +70,31 @@ class PhotoData(pl.LightningDataModule):
         self.val_source = open_source(val) if val else None
         self.seed, self.num_workers, self.shuffle_window = seed, num_workers, shuffle_window
         self.view = {"side": image_size, "num_tokens": (image_size // patch_size) ** 2, "seed": seed}
-        self.augmentation = {"scale": tuple(scale), "ratio": tuple(ratio), "flip": flip}
+        self.crops, self.num_views = RandomCrops(tuple(scale), tuple(ratio), flip), num_views
+        if num_views is not None and num_views < 1:
+            raise ValueError(f"data.num_views={num_views}: give a number from 1, or null for a fresh view each time")
+        self.train_cache, self.val_cache = self.open_caches(Path(cache), patch_size) if cache else (None, None)
         self.val_batch_size = val_batch_size
         self.batch_size, self.epoch_size, self.num_batches = 0, 0, 0
+
+    def open_caches(self, folder: Path, patch_size: int) -> tuple[CacheReader, CacheReader | None]:
+        """The targets of training and of validation.
+
+        Raises:
+            ValueError: see `CacheReader`; the views of the cache are not those of this run, or it has none for
+                validation, or `num_views` asks for others than it holds.
+        """
+        train = CacheReader(folder / "train", self.train_source)
+        val = CacheReader(folder / "val", self.val_source) if self.val_source else None
+        if not train.holds_maps:
+            side = self.view["side"]
+            views = {"image_size": side, "grid": [side // patch_size] * 2}
+            train.check({**views, "transform": describe_crops(self.crops, seed=train.manifest["transform"]["seed"])})
+            if val:
+                val.check(views)
+            if self.num_views not in (None, train.num_views):
+                raise ValueError(f"data.num_views={self.num_views}, but the cache {folder} holds {train.num_views}")
+        return train, val
 
     @property
     def num_photos(self) -> int:
@@ -81,7 +110,12 @@ class PhotoData(pl.LightningDataModule):
         order = ShuffledOrder(
             self.train_source.counts, seed=self.seed, window=self.shuffle_window, epoch_size=self.epoch_size
         )
-        return TrainViews(self.train_source, order, **self.view, **self.augmentation)
+        kind = {"crops": self.crops, "num_views": self.num_views, "cache": self.train_cache}
+        return TrainViews(self.train_source, order, **self.view, **kind)
+
+    def eval_views(self) -> EvalViews:
+        """The validation views by photo number."""
+        return EvalViews(self.val_source, **self.view, cache=self.val_cache)
 
     def train_dataloader(self) -> "ViewLoader":
         """From the first batch after the steps already taken to the end of the run."""
@@ -104,12 +138,12 @@ class PhotoData(pl.LightningDataModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )
-        return ViewLoader(EvalViews(self.val_source, **self.view), sampler, num_workers=self.num_workers)
+        return ViewLoader(self.eval_views(), sampler, num_workers=self.num_workers)
 
     def spread_val_batch(self, size: int) -> dict[str, Any]:
         """A normalised batch of validation photos at equal distances, to look at."""
         rows = torch.linspace(0, sum(self.val_source.counts) - 1, size).long().unique().tolist()
-        return self.on_after_batch_transfer(EvalViews(self.val_source, **self.view).__getitems__(rows), 0)
+        return self.on_after_batch_transfer(self.eval_views().__getitems__(rows), 0)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Pixels travel as bytes and are normalised where they are used."""

@@ -36,6 +36,9 @@ class Source(Protocol):
     def name(self, unit: int, row: int) -> str:
         """Where this photo lies, for messages: file, or shard and key."""
 
+    def key(self, unit: int, row: int) -> str:
+        """What this photo's record in a cache is called."""
+
     def read(self, unit: int, row: int) -> Photo:
         """The bytes. Raises BrokenImage where this one photo is at fault."""
 
@@ -93,6 +96,10 @@ class ShardSource:
     def name(self, unit: int, row: int) -> str:
         """`shard: key`."""
         return f"{self.paths[unit]}: {self.open_unit(unit)[0].keys[row]}"
+
+    def key(self, unit: int, row: int) -> str:
+        """The sample's key."""
+        return str(self.open_unit(unit)[0].keys[row])
 
     def read(self, unit: int, row: int) -> Photo:
         """The bytes of one member.
@@ -153,6 +160,10 @@ class FolderSource:
     def name(self, unit: int, row: int) -> str:
         """The path."""
         return str(self.root / os.fsdecode(self.files[row]))
+
+    def key(self, unit: int, row: int) -> str:
+        """The photo's number in the sorted list: paths may be long, and differ in their extension alone."""
+        return f"{row:08d}"
 
     def read(self, unit: int, row: int) -> Photo:
         """The bytes of one file.

@@ -5,6 +5,9 @@ S pixels per side of the view
 
 import io
 import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -16,6 +19,7 @@ from torch import Tensor
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in [0, 1]; SAM's own are the same times 255
 PIXEL_STD = (0.229, 0.224, 0.225)
+TRANSFORM_VERSION = 1  # of the pixels that `crop_and_resize` and `resize_and_pad` give: kept targets belong to one
 
 
 class BrokenImage(Exception):
@@ -88,24 +92,36 @@ def image_size(data: bytes) -> tuple[int, int]:
     return height, width
 
 
-def random_crop_box(
-    size: tuple[int, int], rng: np.random.Generator, *, scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    """(top, left, height, width) in pixels of an image of `size` (H, W).
+@dataclass(frozen=True)
+class RandomCrops:
+    """Crop boxes as torchvision's RandomResizedCrop draws them, and flips.
 
-    As torchvision's RandomResizedCrop: area and aspect ratio drawn up to ten times until the box fits, else the
-    largest centred box within the ratios.
+    Args:
+        scale: smallest and largest area of a crop. (0.2, 1) is MAE's; SAMI's paper only says "random resized crop".
+        ratio: smallest and largest aspect ratio of a crop.
+        flip: probability of mirroring.
     """
-    height, width = size
-    for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    w = min(width, max(1, round(height * ratio[1])))
-    h = min(height, max(1, round(width / ratio[0])))
-    return (height - h) // 2, (width - w) // 2, h, w
+
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    flip: float
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[tuple[int, int, int, int], bool]:
+        """(top, left, height, width) in pixels of an image of `size` (H, W), and whether to mirror it."""
+        return self.draw_box(size, rng), bool(rng.random() < self.flip)
+
+    def draw_box(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Area and aspect ratio are drawn up to ten times until the box fits, else the largest centred box."""
+        height, width = size
+        for _ in range(10):
+            area = height * width * rng.uniform(*self.scale)
+            aspect = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+        w = min(width, max(1, round(height * self.ratio[1])))
+        h = min(height, max(1, round(width / self.ratio[0])))
+        return (height - h) // 2, (width - w) // 2, h, w
 
 
 def center_crop_box(size: tuple[int, int], fraction: float) -> tuple[int, int, int, int]:
@@ -138,3 +154,45 @@ def crop_and_resize(data: bytes, box: tuple[int, int, int, int], side: int, *, f
         # resizing bytes in channels-last order is the fast path of torch, and within 1/255 of Pillow
         crop = F.interpolate(crop.unsqueeze(0), size=(side, side), mode="bicubic", antialias=True)[0]
     return crop.flip(-1) if flip else crop
+
+
+def fit_longest(size: Sequence[int], side: int) -> tuple[int, int]:
+    """(H, W) of an image whose longest side is brought to `side` pixels, rounded as SAM's own preprocessing does."""
+    scale = side / max(size)
+    return tuple(max(1, int(length * scale + 0.5)) for length in size)
+
+
+def resize_and_pad(data: bytes, side: int) -> Tensor:
+    """uint8 [3, S, S]: the whole image, its longest side at S pixels (bilinear, antialiased), in the upper left corner.
+
+    SAM's preprocessing, but for the padding: it is black here and becomes zero in `normalize_padded`.
+
+    Raises:
+        BrokenImage: see `decode`.
+    """
+    pixels = torch.from_numpy(np.array(decode(data))).permute(2, 0, 1)  # [3, H, W], channels last
+    height, width = fit_longest(pixels.shape[1:], side)
+    padded = torch.zeros(3, side, side, dtype=torch.uint8)
+    resized = F.interpolate(pixels.unsqueeze(0), size=(height, width), mode="bilinear", antialias=True)
+    padded[:, :height, :width] = resized[0]
+    return padded
+
+
+def normalize_padded(image: Tensor, sizes: Tensor) -> Tensor:
+    """`normalize` of images from `resize_and_pad`, zero in their padding, as SAM pads after it has normalised.
+
+    Args:
+        image: uint8 [B, 3, S, S].
+        sizes: [B, 2] (H, W) of the photos.
+    """
+    image = normalize(image)
+    for one, size in zip(image, sizes.tolist(), strict=True):
+        height, width = fit_longest(size, image.shape[-1])
+        one[:, height:] = 0
+        one[:, :, width:] = 0
+    return image
+
+
+def photo_checksum(data: bytes) -> int:
+    """CRC-32 of an image file."""
+    return zlib.crc32(data)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from sami.data.cache_reader import CacheReader
 from sami.data.order import ShuffledOrder, locate_in_file_order
-from sami.data.sources import NO_LABEL, Source
-from sami.data.transforms import BrokenImage, center_crop_box, crop_and_resize, image_size, random_crop_box
+from sami.data.sources import NO_LABEL, Photo, Source
+from sami.data.transforms import BrokenImage, RandomCrops, center_crop_box, crop_and_resize, image_size
 
 Batch = dict[str, Any]
+Box = tuple[int, int, int, int]  # (top, left, height, width) in pixels of the photo
 PADDING = -1  # a row number that stands for no photo: it fills up the last batch of an evaluation
 
 
@@ -23,8 +25,9 @@ class TrainViews(Dataset):
     """Random crops of shuffled photos, by position.
 
     A batch holds `image` uint8 [B, 3, S, S], `noise` float32 [B, N] (which decides the mask), `label` int64 [B],
-    `position` int64 [B], and `broken`, a list of (where, why) of photos that could not be used. Each of those is
-    replaced by another photo that depends on the position alone, so no batch is ever short.
+    `position` int64 [B], `broken`, a list of (where, why) of photos that could not be used, and with a cache the
+    entries of `CacheReader.fill`. Each broken photo is replaced by another that depends on the position alone, so no
+    batch is ever short.
 
     Args:
         source: where photos come from.
@@ -32,9 +35,10 @@ class TrainViews(Dataset):
         seed: of crops, flips and masks.
         side: S.
         num_tokens: N.
-        scale: smallest and largest area of a crop. (0.2, 1) is MAE's; the paper only says "random resized crop".
-        ratio: smallest and largest aspect ratio of a crop.
-        flip: probability of mirroring.
+        crops: how views are drawn.
+        num_views: None draws a fresh view each time. A number K fixes K views of each photo, which take turns, an
+            epoch each: what a cache with K views of this seed holds.
+        cache: targets; one of views brings the views too, and is taken as it is.
     """
 
     max_substitutes = 50
@@ -47,17 +51,17 @@ class TrainViews(Dataset):
         seed: int,
         side: int,
         num_tokens: int,
-        scale: tuple[float, float],
-        ratio: tuple[float, float],
-        flip: float,
+        crops: RandomCrops,
+        num_views: int | None = None,
+        cache: CacheReader | None = None,
     ) -> None:
         self.source, self.order, self.seed = source, order, seed
         self.side, self.num_tokens = side, num_tokens
-        self.scale, self.ratio, self.flip = scale, ratio, flip
+        self.crops, self.num_views, self.cache = crops, num_views, cache
 
     def __getitems__(self, positions: list[int]) -> Batch:
         """The batch of these positions; torch's loader hands over whole batches."""
-        batch = empty_batch(len(positions), self.side, self.num_tokens)
+        batch = empty_batch(len(positions), self.side, self.num_tokens, self.cache)
         batch["position"] = torch.tensor(positions)
         for row, position in enumerate(positions):
             self.fill(batch, row, position)
@@ -76,8 +80,7 @@ class TrainViews(Dataset):
                 place = locate_in_file_order(self.order.counts, int(rng.integers(self.order.counts.sum())))
             try:
                 photo = self.source.read(*place)
-                box = random_crop_box(image_size(photo.image), rng, scale=self.scale, ratio=self.ratio)
-                flip = bool(rng.random() < self.flip)
+                box, flip = self.take_view(batch, row, photo, place, position // self.order.epoch_size, rng)
                 batch["image"][row] = crop_and_resize(photo.image, box, self.side, flip=flip)
             except BrokenImage as error:
                 batch["broken"].append((self.source.name(*place), str(error)))
@@ -90,20 +93,46 @@ class TrainViews(Dataset):
             f"({batch['broken'][-1][1]}): this is not a data set of images"
         )
 
+    def take_view(
+        self, batch: Batch, index: int, photo: Photo, place: tuple[int, int], epoch: int, rng: np.random.Generator
+    ) -> tuple[Box, bool]:
+        """The crop box and flip of a photo in an epoch. Its target, if there is a cache, goes into the batch."""
+        if self.cache is not None and not self.cache.holds_maps:
+            record = self.cache.read_for(photo, *place, epoch % self.cache.num_views)
+            self.cache.fill(batch, index, record, record["box"], flip=record["flip"])
+            return tuple(record["box"].tolist()), bool(record["flip"])
+        if self.num_views is None:
+            box, flip = self.crops.draw(image_size(photo.image), rng)
+        else:
+            box, flip = fixed_view(self.crops, self.seed, *place, epoch % self.num_views, photo)
+        if self.cache is not None:
+            self.cache.fill(batch, index, self.cache.read_for(photo, *place, 0), box, flip=flip)
+        return box, flip
+
+
+def fixed_view(crops: RandomCrops, seed: int, unit: int, row: int, view: int, photo: Photo) -> tuple[Box, bool]:
+    """Crop box and flip of one of the fixed views of a photo: a function of seed, photo and number alone."""
+    rng = np.random.Generator(np.random.PCG64([seed, 5, unit, row, view]))
+    return crops.draw(image_size(photo.image), rng)
+
 
 class EvalViews(Dataset):
     """The centre of each photo, by its number; batches as those of `TrainViews`, plus `valid` bool [B].
 
-    Args: as of `TrainViews`; `center` is the fraction of the short side that the crop keeps (224/256 is the custom).
+    Args: as of `TrainViews`.
     """
 
-    def __init__(self, source: Source, *, seed: int, side: int, num_tokens: int, center: float = 0.875) -> None:
-        self.source, self.seed, self.center = source, seed, center
+    center = 0.875  # of the short side is what the crop keeps; 224/256 is the custom
+
+    def __init__(
+        self, source: Source, *, seed: int, side: int, num_tokens: int, cache: CacheReader | None = None
+    ) -> None:
+        self.source, self.seed, self.cache = source, seed, cache
         self.side, self.num_tokens = side, num_tokens
 
     def __getitems__(self, rows: list[int]) -> Batch:
         """The batch of these photos; `PADDING` and broken ones are not `valid` and black."""
-        batch = empty_batch(len(rows), self.side, self.num_tokens)
+        batch = empty_batch(len(rows), self.side, self.num_tokens, self.cache)
         batch["position"] = torch.tensor(rows)
         batch["valid"] = torch.zeros(len(rows), dtype=torch.bool)
         for row, number in enumerate(rows):
@@ -114,6 +143,8 @@ class EvalViews(Dataset):
             try:
                 photo = self.source.read(*place)
                 box = center_crop_box(image_size(photo.image), self.center)
+                if self.cache is not None:
+                    self.cache.fill(batch, row, self.cache.read_for(photo, *place, 0), box, flip=False)
                 batch["image"][row] = crop_and_resize(photo.image, box, self.side)
             except BrokenImage as error:
                 batch["broken"].append((self.source.name(*place), str(error)))
@@ -124,9 +155,10 @@ class EvalViews(Dataset):
         return batch
 
 
-def empty_batch(size: int, side: int, num_tokens: int) -> Batch:
+def empty_batch(size: int, side: int, num_tokens: int, cache: CacheReader | None) -> Batch:
     """A batch to be filled: black images, zero noise, no labels."""
     return {
+        **(cache.empty(size) if cache else {}),
         "image": torch.zeros(size, 3, side, side, dtype=torch.uint8),
         "noise": torch.zeros(size, num_tokens),
         "label": torch.full((size,), NO_LABEL, dtype=torch.int64),

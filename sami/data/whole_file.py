@@ -29,12 +29,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
                 raise
     finally:
         partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of runs that were killed
         leftover.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Put the new name itself on the disk, where the system allows it (Windows and some network disks do not)."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -14,10 +14,10 @@ from PIL import Image
 from sami.data.order import ShuffledOrder
 from sami.data.sample import draw_scene
 from sami.data.sources import NO_LABEL, Photo
-from sami.data.transforms import random_crop_box
+from sami.data.transforms import RandomCrops
 from sami.data.views import Batch, TrainViews
 
-CROP = {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)}
+CROPS = RandomCrops(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)
 
 
 class DrawnPhotos:
@@ -38,6 +38,10 @@ class DrawnPhotos:
         """The number of the scene."""
         return f"scene {row}"
 
+    def key(self, unit: int, row: int) -> str:
+        """The number of the scene."""
+        return f"{row:08d}"
+
     def read(self, unit: int, row: int) -> Photo:
         """The JPEG's bytes."""
         return Photo(self.files[row], NO_LABEL)
@@ -54,7 +58,7 @@ class Loading:
 
     def __init__(self, photos: DrawnPhotos, *, batch_size: int, side: int) -> None:
         order = ShuffledOrder(photos.counts, seed=0, window=1, epoch_size=sum(photos.counts))
-        self.views = TrainViews(photos, order, seed=0, side=side, num_tokens=(side // 16) ** 2, flip=0.5, **CROP)
+        self.views = TrainViews(photos, order, seed=0, side=side, num_tokens=(side // 16) ** 2, crops=CROPS)
         self.batch_size, self.next = batch_size, 0
 
     def __call__(self) -> Batch:
@@ -77,7 +81,7 @@ class PillowLoading(Loading):
             photo = self.views.source.read(*self.views.order.locate(position))
             picture = Image.open(io.BytesIO(photo.image)).convert("RGB")
             rng = np.random.Generator(np.random.PCG64(position))
-            top, left, height, width = random_crop_box((picture.height, picture.width), rng, **CROP)
+            top, left, height, width = CROPS.draw_box((picture.height, picture.width), rng)
             box = (left, top, left + width, top + height)
             crop = picture.resize((side, side), Image.Resampling.BICUBIC, box=box)
             crops.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))

@@ -16,6 +16,7 @@ from sami.data.transforms import denormalize
 from sami.data.views import keep_valid
 from sami.data.whole_file import whole_file
 from sami.ops.masking import split_by_noise
+from sami.ops.pca import fit_pca
 
 COLUMNS = ("input", "visible", "teacher", "student")
 TITLE_HEIGHT = 16  # pixels
@@ -70,12 +71,8 @@ def pca_colors(target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
     Both are projected on the target's components and scaled by the target's range, so equal colours are equal
     features, and a student that predicts the mean is grey. With a basis for each, any student would look fine.
     """
-    tokens = target.flatten(0, 1).double()  # [B*N, E]
-    mean = tokens.mean(dim=0)
-    covariance = (tokens - mean).T @ (tokens - mean)
-    basis = torch.linalg.eigh(covariance)[1].flip(1)[:, :3]  # [E, 3], largest first
-    basis = basis * basis.gather(0, basis.abs().argmax(dim=0, keepdim=True)).sign()  # eigenvectors have no sign
-    projected = (tokens - mean) @ basis  # [B*N, 3]
+    mean, basis = (part.double() for part in fit_pca(target.flatten(0, 1), 3))  # [E], [E, 3]
+    projected = (target.flatten(0, 1).double() - mean) @ basis  # [B*N, 3]
     low, high = projected.quantile(0.01, dim=0), projected.quantile(0.99, dim=0)
     return tuple(
         ((((features.double() - mean) @ basis) - low) / (high - low).clamp_min(1e-12))

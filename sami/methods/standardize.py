@@ -13,6 +13,7 @@ from sami.data.transforms import normalize
 
 if TYPE_CHECKING:
     from sami.data.photos import PhotoData
+    from sami.models.teachers import Teacher
 
 
 class ChannelStatistics(nn.Module):
@@ -35,9 +36,12 @@ class ChannelStatistics(nn.Module):
         return (target.float() - self.mean) / self.std
 
     @torch.no_grad()
-    def measure(self, data: "PhotoData", teacher: nn.Module, *, device: torch.device) -> None:
-        """Statistics of the target on the first training views, shared among the ranks. Once only."""
+    def measure(self, data: "PhotoData", teacher: "Teacher", *, device: torch.device) -> None:
+        """Those the teacher knows, or those of the first training views, shared among the ranks. Once only."""
         if self.num_tokens > 0:
+            return
+        if teacher.statistics is not None:
+            self.set(*teacher.statistics)
             return
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         views = data.train_views()
@@ -53,7 +57,10 @@ class ChannelStatistics(nn.Module):
             dist.all_reduce(sums)
         total, squares = sums[:-1].chunk(2)
         count = sums[-1]
-        variance = squares / count - (total / count).square()
-        self.mean.copy_(total / count)
+        self.set(total / count, squares / count - (total / count).square(), int(count))
+
+    def set(self, mean: Tensor, variance: Tensor, num_tokens: int) -> None:
+        """Takes these statistics, [E] each."""
+        self.mean.copy_(mean)
         self.std.copy_(variance.clamp_min(1e-8).sqrt())
-        self.num_tokens.copy_(count.long())
+        self.num_tokens.fill_(num_tokens)

@@ -6,6 +6,7 @@ E teacher width
 
 import difflib
 import inspect
+from typing import NamedTuple
 
 import timm
 import torch
@@ -13,24 +14,33 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from sami.models.checkpoints import build_random, download, load_state_dict_file, load_strictly
+from sami.models.checkpoints import build_random, download, load_state_dict_file, load_strictly, weights_digest
 from sami.models.samvit import SAM_PATCH_SIZE, fit_position_tables, load_sam
 from sami.ops.resize import area_resize
 
 INPUT_MEAN, INPUT_STD = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
 
 
+class Statistics(NamedTuple):
+    """Per channel of the targets."""
+
+    mean: Tensor  # [E]
+    variance: Tensor  # [E]
+    num_tokens: int  # they were measured on
+
+
 class Teacher(nn.Module):
     """What turns a batch into targets [B, N, E] on the student's grid, in image order. It never learns.
 
     Subclasses set `width`, E, and implement `target`: image [B, 3, H, W], normalised with ImageNet's mean and
-    standard deviation (they are SAM's), to [B, N, E].
+    standard deviation (they are SAM's), to [B, N, E]. They may know the `statistics` of their targets beforehand.
 
     Args:
         patch_size: p, the student's: the grid is (H / p, W / p).
     """
 
     width: int
+    statistics: Statistics | None = None
 
     def __init__(self, patch_size: int) -> None:
         super().__init__()
@@ -40,6 +50,11 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode: the trainer that holds us switches its whole tree to training."""
         return super().train(False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the targets may."""
+        return weights_digest(self)
 
     @torch.no_grad()
     def forward(self, batch: dict[str, Tensor]) -> Tensor:

@@ -29,3 +29,31 @@ def overlap_weights(given: int, wanted: int, *, device: torch.device | None = No
     old = torch.arange(given, device=device) * wanted
     overlap = torch.minimum(new + given, old + wanted) - torch.maximum(new, old)
     return overlap.clamp(min=0).float() / given
+
+
+def area_crop(features: Tensor, regions: Tensor, size: tuple[int, int], flip: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, C, gh, gw]: each map's region on a new grid; a new cell is the mean of the area it covers.
+
+    Args:
+        features: maps, of any number type; the result is float32.
+        regions: [B, 4] (top, left, bottom, right) in cells of the map, fractions included.
+        size: (gh, gw).
+        flip: [B] bool, mirrors left and right.
+    """
+    h, w = features.shape[-2:]
+    top, left, bottom, right = regions.float().unbind(1)
+    rows = interval_weights(top, bottom, h, size[0])  # [B, gh, h]
+    columns = interval_weights(left, right, w, size[1])  # [B, gw, w]
+    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    with torch.autocast(features.device.type, enabled=False):
+        return rows.unsqueeze(1) @ features.float() @ columns.transpose(1, 2).unsqueeze(1)
+
+
+def interval_weights(start: Tensor, end: Tensor, given: int, wanted: int) -> Tensor:
+    """[B, wanted, given]: which fraction of the i-th part of start..end lies in old cell j; rows add up to 1."""
+    step = torch.arange(wanted + 1, device=start.device) / wanted
+    edges = start[:, None] + (end - start)[:, None] * step  # [B, wanted + 1]
+    edges = edges.clamp(0, given).unsqueeze(2)
+    cells = torch.arange(given, device=start.device)
+    overlap = (torch.minimum(edges[:, 1:], cells + 1) - torch.maximum(edges[:, :-1], cells)).clamp(min=0)
+    return overlap / overlap.sum(dim=2, keepdim=True)

@@ -8,13 +8,13 @@ from PIL import Image
 
 from sami.data.transforms import (
     BrokenImage,
+    RandomCrops,
     center_crop_box,
     crop_and_resize,
     decode,
     denormalize,
     image_size,
     normalize,
-    random_crop_box,
 )
 
 
@@ -66,7 +66,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 def test_one_pixel_and_a_thread_of_pixels() -> None:
     for height, width in ((1, 1), (1, 300), (300, 1)):
         data = encode(draw_photo(3, height=height, width=width), "PNG")
-        box = random_crop_box(image_size(data), np.random.default_rng(0), scale=(0.2, 1), ratio=(0.75, 1.33))
+        box = RandomCrops((0.2, 1), (0.75, 1.33), 0.5).draw_box(image_size(data), np.random.default_rng(0))
         assert crop_and_resize(data, box, 32).shape == (3, 32, 32)
 
 
@@ -82,7 +82,7 @@ def test_random_boxes_are_inside_and_spread() -> None:
     rng = np.random.default_rng(0)
     areas = []
     for _ in range(2000):
-        top, left, height, width = random_crop_box((300, 400), rng, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3))
+        top, left, height, width = RandomCrops((0.2, 1.0), (3 / 4, 4 / 3), 0.5).draw_box((300, 400), rng)
         assert 0 <= top <= 300 - height and 0 <= left <= 400 - width
         assert 0.74 < width / height < 1.35
         areas.append(height * width / (300 * 400))

@@ -5,12 +5,13 @@ from conftest import write_folder, write_shards
 
 from sami.data.order import ShuffledOrder
 from sami.data.sources import FolderSource, ShardSource
+from sami.data.transforms import RandomCrops
 from sami.data.views import PADDING, EvalSampler, EvalViews, PositionSampler, TrainViews, keep_valid
 
 
 def train_views(source: object, *, seed: int = 0) -> TrainViews:
     order = ShuffledOrder(source.counts, seed=seed, window=2, epoch_size=8)
-    return TrainViews(source, order, seed=seed, side=32, num_tokens=4, scale=(0.2, 1.0), ratio=(0.75, 1.33), flip=0.5)
+    return TrainViews(source, order, seed=seed, side=32, num_tokens=4, crops=RandomCrops((0.2, 1.0), (0.75, 1.33), 0.5))
 
 
 def test_batch_shapes(tmp_path) -> None:

@@ -1,0 +1,172 @@
+"""A teacher's targets, computed once and used in every epoch.
+
+python -m sami.cache plan +experiment=vit_s cache.path=/cache data.train='"/data/imagenet/train-{0000..1023}.tar"'
+python -m sami.cache write ...      the same arguments; again after an interruption
+torchrun --nproc_per_node=8 -m sami.cache write ...
+python -m sami.cache verify ...
+python -m sami.pretrain +experiment=vit_s teacher=cached teacher.path=/cache ...
+"""
+
+import os
+import sys
+from functools import cached_property
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from sami.data.cache_layout import own_share
+from sami.data.cache_manifest import finish_cache
+from sami.data.photos import PhotoData
+from sami.entry import explain_errors, keep_freed_memory, quiet_lightning
+from sami.targets.plan import (
+    cache_bytes,
+    check_space,
+    compare_formats,
+    measure_disk,
+    measure_teacher,
+    nearest_folder,
+    readable,
+)
+from sami.targets.task import CacheOptions, CacheTask, RunningTeacher
+from sami.targets.verify import find_damage, map_gap, recompute
+from sami.targets.write import write_split
+
+
+class Job:
+    """What all three commands need: options, photos, teacher, and a task for each split.
+
+    Raises:
+        ValueError: see `CacheOptions` and `CacheTask`; or the teacher is itself a cache.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        if "path" in cfg.teacher:
+            raise ValueError("teacher=cached is what a cache is used with; to make one, choose the teacher it replaces")
+        self.cfg = cfg
+        self.options = CacheOptions(**OmegaConf.to_container(cfg.cache, resolve=True, throw_on_missing=True))
+        self.splits = ("train", "val") if cfg.data.get("val", True) else ("train",)  # the built-in photos have both
+
+    @cached_property
+    def data(self) -> PhotoData:
+        """The photos."""
+        return instantiate(self.cfg.data)
+
+    @cached_property
+    def running(self) -> RunningTeacher:
+        """The teacher on its device: under torchrun and srun each process has a GPU of its own."""
+        rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+        gpus = torch.cuda.device_count()
+        device = torch.device("cuda", rank % gpus) if gpus else torch.device("cpu")
+        return RunningTeacher(instantiate(self.cfg.teacher), precision=self.options.precision, device=device)
+
+    @cached_property
+    def tasks(self) -> list[CacheTask]:
+        """One for each split."""
+        settings = OmegaConf.to_container(self.cfg.teacher, resolve=True)
+        settings = {name: value for name, value in settings.items() if name not in ("weights", "max_batch")}
+        return [CacheTask(split, self.options, self.data, self.running.network, settings) for split in self.splits]
+
+
+def plan(job: Job) -> None:
+    """Prints what the cache will cost, and refuses it where the disk is too small."""
+    task, options = job.tasks[0], job.options
+    rate, targets = measure_teacher(task, job.running, job.cfg.plan_batches)
+    disk = measure_disk(nearest_folder(task.folder))
+    num_records = sum(each.num_records for each in job.tasks)
+    where = (
+        torch.cuda.get_device_name() if job.running.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    )
+    kind = f"{task.num_views} views" if options.kind == "views" else "a map"
+    print(
+        f"{num_records:,} targets of {task.grid[0]}x{task.grid[1]}x{task.teacher.width}: {kind} of each training photo"
+    )
+    hours = num_records / rate / 3600
+    print(f"teacher: {rate:,.1f} images/s on this {where}, {options.precision}: {hours:,.1f} hours to write the cache")
+    epochs = job.cfg.schedule.epochs
+    online = epochs * job.data.num_photos / rate / 3600
+    print(f"         {online:,.1f} hours in {epochs} epochs of training without one (at the size of these images)")
+    print(f"disk: {disk / 1e6:,.0f} MB/s\n")
+    print(
+        f"{'storage':>8}{'channels':>10}{'size':>10}{'minutes of disk':>17}{'mean cosine':>13}{'worst':>10}{'expl. var.':>12}"
+    )
+    for row in compare_formats(task, targets):
+        size = row.num_bytes + sum(cache_bytes(each, row.storage, row.channels) for each in job.tasks[1:])
+        chosen = "  <- chosen" if (row.storage, row.channels) == (options.storage, task.channels) else ""
+        print(
+            f"{row.storage:>8}{row.channels:>10}{readable(size):>10}{size / disk / 60:>17,.1f}"
+            f"{row.cosine:>13.6f}{row.worst_cosine:>10.6f}{row.explained_variance:>12.6f}{chosen}"
+        )
+    print(f"\nof {len(targets)} images; cosine and explained variance to the exact target, per token")
+    needed, free = check_space(job.tasks)
+    print(f"{readable(needed)} are still to be written, {readable(free)} are free")
+
+
+def write(job: Job) -> None:
+    """Writes this process's share of the cache; the last process to finish completes it."""
+    check_space(job.tasks)
+    share, basis = own_share(), None
+    for task in job.tasks:
+        recipe = task.claim(job.running, basis)
+        basis = recipe["basis"]
+        work = write_split(task, job.running, recipe, share)
+        missing = finish_cache(task.folder, task.layout, task.num_views)
+        rate = work.views / work.seconds if work.seconds else 0.0
+        done = f"{task.split}: {work.views} targets written, {rate:,.1f} per second, teacher idle {work.idle:.1%}"
+        print(done if work.views else f"{task.split}: all of this process's targets were there")
+        if missing:
+            print(f"{missing} shards of {task.folder} belong to other processes, or were interrupted there")
+        else:
+            print(f"{task.folder} is complete")
+
+
+def verify(job: Job) -> None:
+    """Checks every checksum, then some targets against the teacher.
+
+    Raises:
+        ValueError: damage, listed before; or see `recompute`.
+    """
+    damage = 0
+    for split in job.splits:
+        for line in find_damage(Path(job.options.path, split)):
+            print(line)
+            damage += 1
+    if damage:
+        raise ValueError(
+            f"{damage} places are damaged, listed above. Delete these shards (the .tar files): the same command with "
+            "`write` makes them anew, and leaves the others as they are"
+        )
+    print("all records match their checksums")
+    for task in job.tasks if job.cfg.verify_photos else ():
+        found = recompute(task, job.running, job.cfg.verify_photos)
+        print(
+            f"{task.split}: recomputed {job.cfg.verify_photos} targets: cosine {found.cosine:.6f}, explained variance "
+            f"{found.explained_variance:.6f}, largest relative error {found.worst_relative_error:.5f}: within the bound"
+        )
+    if job.cfg.verify_photos and job.options.kind == "maps":
+        print("targets of random crops, cut from maps (an approximation), against the teacher's answer to the crops:")
+        for name, gap in map_gap(job.tasks[0], job.data, job.running, job.cfg.verify_photos).items():
+            print(f"  {name}: cosine {gap.cosine:.4f}, explained variance {gap.explained_variance:.4f}")
+
+
+COMMANDS = {"plan": plan, "write": write, "verify": verify}
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="cache")
+def main(cfg: DictConfig) -> None:
+    """Hydra's door to the three commands."""
+    with explain_errors():
+        quiet_lightning()
+        keep_freed_memory()
+        COMMANDS[cfg.command](Job(cfg))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        given = sys.argv[1] if len(sys.argv) > 1 else "nothing"
+        print(f"python -m sami.cache {'|'.join(COMMANDS)} ...: {given} given\n{__doc__}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv[1] = f"command={sys.argv[1]}"
+    main()

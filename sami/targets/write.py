@@ -1,0 +1,215 @@
+"""Writing a cache: the teacher computes while others load what comes next and store what came before.
+
+B images   N tokens   E target width
+"""
+
+import errno
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sami.data.cache_layout import ShardPart
+from sami.data.cache_manifest import record_format, write_note
+from sami.data.cache_records import EXTENSION, MAX_NAME, RecordFormat
+from sami.data.cache_views import ShardSampler
+from sami.data.photos import ViewLoader
+from sami.data.write_shards import write_shard
+from sami.methods.throughput import StageClock
+from sami.models.target_codec import TargetCodec
+from sami.targets.cached import build_codec
+from sami.targets.task import CacheTask, RunningTeacher
+
+PATIENCE = 10  # broken photos before their rate counts
+SUMS = ("views", "tokens", "cosine", "squared_error", "sum", "sum_of_squares")
+
+
+@dataclass
+class Work:
+    """What a process wrote, and how busy its teacher was."""
+
+    views: int = 0
+    seconds: float = 0.0  # in all
+    teaching: float = 0.0  # seconds
+
+    @property
+    def idle(self) -> float:
+        """The share of time in which the teacher did not compute."""
+        return 1 - self.teaching / self.seconds if self.seconds else 0.0
+
+
+def write_split(task: CacheTask, running: RunningTeacher, recipe: dict[str, Any], share: tuple[int, int]) -> Work:
+    """Writes the shards of this share that are not there yet.
+
+    Raises:
+        ValueError: the disk is full, too many photos are broken, or a target is infinite. What was written stays.
+    """
+    parts = task.remaining(share)
+    codec, work = build_codec(recipe).to(running.device), Work()
+    total = sum(part.num_photos for part in list(task.layout.shards(task.num_views))[share[0] :: share[1]])
+    left = sum(part.num_photos for part in parts)
+    sampler = ShardSampler(parts, batch_size=task.options.batch_size)
+    loader = ViewLoader(task.views, sampler, num_workers=task.options.num_workers)
+    clock = StageClock()
+    clock.on_gpu = running.device.type == "cuda"
+    begin = time.perf_counter()
+    with (
+        tqdm(desc=f"writing {task.split}", total=total, initial=total - left, unit="view") as progress,
+        ShardWriter(task, record_format(recipe), parts, progress) as writer,
+    ):
+        for batch in loader:
+            with clock("teacher"):
+                target = running(batch, whole=task.whole)  # [B, N, E]
+            work.views += len(target)
+            writer.put(batch, *encode_and_measure(codec, target, torch.from_numpy(batch["head"]["valid"])))
+    work.seconds, work.teaching = time.perf_counter() - begin, clock.collect().get("teacher", 0.0)
+    return work
+
+
+def encode_and_measure(
+    codec: TargetCodec, target: Tensor, valid: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What is stored of [B, N, E], and per image: sums over its tokens and what storing costs.
+
+    Of images that are not `valid` [B] all is zero.
+    """
+    stored = codec.encode(target)
+    decoded = codec.decode(stored)
+    valid = valid.to(target.device)
+    cosine = torch.cosine_similarity(decoded, target, dim=2).mean(dim=1)  # [B]
+    squared_error = (decoded - target).square().sum(dim=(1, 2), dtype=torch.float64)
+    squares = target.square().sum(dim=1, dtype=torch.float64)  # [B, E]
+    figures = {
+        "cosine": torch.where(valid, cosine.double(), 0),
+        "relative_error": torch.where(valid, (squared_error / squares.sum(dim=1).clamp_min(1e-30)).sqrt(), 0),
+        "squared_error": torch.where(valid, squared_error, 0),
+        "sum": torch.where(valid[:, None], target.sum(dim=1, dtype=torch.float64), 0),
+        "sum_of_squares": torch.where(valid[:, None], squares, 0),
+        "tokens": valid * target.shape[1],
+        "views": valid.long(),
+    }
+    return stored, figures
+
+
+class ShardWriter:
+    """A thread that turns encoded batches into shards, in the order of `parts`.
+
+    Raises, in `put` and on leaving: what went wrong in the thread.
+    """
+
+    def __init__(self, task: CacheTask, layout: RecordFormat, parts: list[ShardPart], progress: tqdm) -> None:
+        self.task, self.format, self.parts, self.progress = task, layout, parts, progress
+        self.batches: queue.Queue = queue.Queue(maxsize=3)
+        self.error: BaseException | None = None
+        self.cancelled = threading.Event()
+        self.seen = self.broken = 0
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    def __enter__(self) -> "ShardWriter":
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is not None:
+            self.cancelled.set()
+        self.thread.join()
+        if kind is None:
+            self.check()
+
+    def check(self) -> None:
+        """Raises what went wrong."""
+        if isinstance(self.error, OSError) and self.error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(
+                f"the disk of {self.task.folder} is full ({self.error.strerror}). All shards that were finished are "
+                "kept: make room, and the same command continues"
+            ) from self.error
+        if self.error is not None:
+            raise self.error
+
+    def put(self, batch: dict[str, Any], stored: dict[str, Tensor], figures: dict[str, Tensor]) -> None:
+        """Hands over a batch; waits while three are waiting."""
+        while True:
+            self.check()
+            try:
+                return self.batches.put((batch, stored, figures), timeout=1)
+            except queue.Full:
+                continue
+
+    def run(self) -> None:
+        """The thread's body."""
+        try:
+            for part in self.parts:
+                note: dict[str, Any] = dict.fromkeys(SUMS, 0) | {"skipped": {}}
+                note |= {"worst_cosine": 1.0, "worst_relative_error": 0.0}
+                write_shard(self.task.folder / part.name, self.samples(part, note))
+                size = (self.task.folder / part.name).stat().st_size
+                assert size == self.format.shard_bytes(part.num_photos), "records are not where they are looked for"
+                write_note(self.task.folder, part, {"photos": part.num_photos, "bytes": size, **plain(note)})
+        except BaseException as error:
+            self.error = error
+
+    def samples(self, part: ShardPart, note: dict[str, Any]) -> Iterator[dict[str, str | bytes]]:
+        """The samples of one shard. Adds to `note` what it is to say."""
+        rows = iter(range(part.first_row, part.first_row + part.num_photos))
+        written = 0
+        while written < part.num_photos:
+            batch, stored, figures = self.take()
+            stored = {name: tensor.cpu().numpy() for name, tensor in stored.items()}  # waits for the device
+            figures = {name: tensor.cpu().numpy() for name, tensor in figures.items()}
+            add_figures(note, figures)
+            note["skipped"] |= dict(batch["broken"])
+            self.count_broken(batch)
+            for index, head in enumerate(batch["head"]):
+                row = next(rows)
+                assert row == head["row"]
+                data = self.format.pack(head, {name: array[index] for name, array in stored.items()})
+                yield {"__key__": record_key(self.task.source.key(part.unit, row), row), EXTENSION: data}
+            written += len(batch["head"])
+            self.progress.update(len(batch["head"]))
+
+    def take(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        """What was put first. Raises InterruptedError where nothing more will come."""
+        while True:
+            try:
+                return self.batches.get(timeout=0.2)
+            except queue.Empty:
+                if self.cancelled.is_set():
+                    raise InterruptedError from None
+
+    def count_broken(self, batch: dict[str, Any]) -> None:
+        """Raises ValueError when too many photos are broken."""
+        self.seen, self.broken = self.seen + len(batch["head"]), self.broken + len(batch["broken"])
+        rate = self.task.options.max_broken_rate
+        if self.broken >= PATIENCE and self.broken > rate * self.seen:
+            where, why = batch["broken"][-1]
+            raise ValueError(
+                f"{self.broken} of {self.seen} photos cannot be used, more than cache.max_broken_rate={rate}; the last "
+                f"is {where} ({why}). Repair them, or raise cache.max_broken_rate"
+            )
+
+
+def add_figures(note: dict[str, Any], figures: dict[str, np.ndarray]) -> None:
+    """Adds the figures of a batch to those of its shard."""
+    for name in SUMS:
+        note[name] = note[name] + figures[name].sum(axis=0)
+    valid = figures["views"] > 0
+    note["worst_cosine"] = min([note["worst_cosine"], *figures["cosine"][valid]])
+    note["worst_relative_error"] = max([note["worst_relative_error"], *figures["relative_error"][valid]])
+
+
+def plain(note: dict[str, Any]) -> dict[str, Any]:
+    """A note as JSON has it."""
+    return {name: np.asarray(value).tolist() if name != "skipped" else value for name, value in note.items()}
+
+
+def record_key(key: str, row: int) -> str:
+    """The photo's own key where it fits into a tar header, so that records can be joined with their photos."""
+    fits = len(f"{key}.{EXTENSION}".encode()) <= MAX_NAME and "." not in key.rpartition("/")[2]
+    return key if fits else f"{row:08d}"
