@@ -10,6 +10,8 @@ square matrix product in the same run, precision and number of threads.
 
 import statistics
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hydra
 import torch
@@ -30,17 +32,18 @@ from sami.methods.speed import (
     measure_memory,
     median_ratio,
 )
+from sami.targets.speed import CachedBatches, write_drawn
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
 def main(cfg: DictConfig) -> None:
     """Hydra's door to `benchmark`."""
-    with explain_errors():
-        benchmark(cfg)
+    with explain_errors(), TemporaryDirectory(prefix="sami-benchmark-") as folder:
+        benchmark(cfg, Path(folder))
 
 
-def benchmark(cfg: DictConfig) -> None:
-    """Measures and prints the table."""
+def benchmark(cfg: DictConfig, folder: Path) -> None:
+    """Measures and prints the table. A cache is written into `folder`."""
     torch.manual_seed(cfg.seed)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -82,6 +85,9 @@ def benchmark(cfg: DictConfig) -> None:
             target = teacher(batch).float()
         steps["ours, context all"](batch["image"], target)
 
+    writing = write_drawn(folder, photos, teacher, setting, num_workers=cfg.num_workers)
+    cached = CachedBatches(folder, photos, setting, num_workers=cfg.num_workers)
+
     target = teach()
     seconds = interleave(
         {
@@ -91,6 +97,7 @@ def benchmark(cfg: DictConfig) -> None:
             "Pillow, one core": load_with_pillow,
             "teacher": teach,
             "whole step": whole_step,
+            "whole step, cached": lambda: steps["ours, context all"](*next(cached)),
         },
         cfg.steps,
         device,
@@ -117,6 +124,10 @@ def benchmark(cfg: DictConfig) -> None:
         share = median_ratio(seconds[name], seconds["whole step"])
         print(f"{name:24}{images[name]:10.1f}{share:15.1%}" + (f"   {note:.2f} times Pillow's" if note else ""))
     print(f"{'whole step':24}{images['whole step']:10.1f}{1:15.1%}   {cfg.num_workers} loading processes beside it")
+    share = median_ratio(seconds["ours, context all"], seconds["whole step, cached"])
+    rate = images["whole step, cached"]
+    print(f"{'whole step, cached':24}{rate:10.1f}{'':15}   {share:.2f} of the student's step alone")
+    print(f"{'writing a cache':24}{writing.views / writing.seconds:10.1f}{'':15}   teacher idle {writing.idle:.1%}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ python -m sami.pretrain +experiment=vit_s teacher=cached teacher.path=/cache ...
 
 import os
 import sys
+import threading
 from functools import cached_property
 from pathlib import Path
 
@@ -18,18 +19,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sami.data.cache_layout import own_share
-from sami.data.cache_manifest import finish_cache
+from sami.data.cache_views import ViewsToCache
 from sami.data.photos import PhotoData
 from sami.entry import explain_errors, keep_freed_memory, quiet_lightning
-from sami.targets.plan import (
-    cache_bytes,
-    check_space,
-    compare_formats,
-    measure_disk,
-    measure_teacher,
-    nearest_folder,
-    readable,
-)
+from sami.methods.preemption import on_signal
+from sami.targets.plan import check_space, print_plan
 from sami.targets.task import CacheOptions, CacheTask, RunningTeacher
 from sami.targets.verify import find_damage, map_gap, recompute
 from sami.targets.write import write_split
@@ -67,57 +61,39 @@ class Job:
         """One for each split."""
         settings = OmegaConf.to_container(self.cfg.teacher, resolve=True)
         settings = {name: value for name, value in settings.items() if name not in ("weights", "max_batch")}
-        return [CacheTask(split, self.options, self.data, self.running.network, settings) for split in self.splits]
+        data, whole = self.data, self.options.kind == "maps"
+        side = self.options.map_size if whole else data.view["side"]
+        train = ViewsToCache(data.train_source, side=side, crops=data.crops, seed=data.seed, whole=whole)
+        val = data.val_source and ViewsToCache(data.val_source, side=side, crops=None, seed=data.seed, whole=whole)
+        views = {"train": train, "val": val}
+        return [CacheTask(split, self.options, views[split], self.running.network, settings) for split in self.splits]
 
 
 def plan(job: Job) -> None:
     """Prints what the cache will cost, and refuses it where the disk is too small."""
-    task, options = job.tasks[0], job.options
-    rate, targets = measure_teacher(task, job.running, job.cfg.plan_batches)
-    disk = measure_disk(nearest_folder(task.folder))
-    num_records = sum(each.num_records for each in job.tasks)
-    where = (
-        torch.cuda.get_device_name() if job.running.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    )
-    kind = f"{task.num_views} views" if options.kind == "views" else "a map"
-    print(
-        f"{num_records:,} targets of {task.grid[0]}x{task.grid[1]}x{task.teacher.width}: {kind} of each training photo"
-    )
-    hours = num_records / rate / 3600
-    print(f"teacher: {rate:,.1f} images/s on this {where}, {options.precision}: {hours:,.1f} hours to write the cache")
     epochs = job.cfg.schedule.epochs
-    online = epochs * job.data.num_photos / rate / 3600
-    print(f"         {online:,.1f} hours in {epochs} epochs of training without one (at the size of these images)")
-    print(f"disk: {disk / 1e6:,.0f} MB/s\n")
-    print(
-        f"{'storage':>8}{'channels':>10}{'size':>10}{'minutes of disk':>17}{'mean cosine':>13}{'worst':>10}{'expl. var.':>12}"
-    )
-    for row in compare_formats(task, targets):
-        size = row.num_bytes + sum(cache_bytes(each, row.storage, row.channels) for each in job.tasks[1:])
-        chosen = "  <- chosen" if (row.storage, row.channels) == (options.storage, task.channels) else ""
-        print(
-            f"{row.storage:>8}{row.channels:>10}{readable(size):>10}{size / disk / 60:>17,.1f}"
-            f"{row.cosine:>13.6f}{row.worst_cosine:>10.6f}{row.explained_variance:>12.6f}{chosen}"
-        )
-    print(f"\nof {len(targets)} images; cosine and explained variance to the exact target, per token")
-    needed, free = check_space(job.tasks)
-    print(f"{readable(needed)} are still to be written, {readable(free)} are free")
+    print_plan(job.tasks, job.running, num_batches=job.cfg.plan_batches, epochs=epochs)
+    check_space(job.tasks)
 
 
 def write(job: Job) -> None:
-    """Writes this process's share of the cache; the last process to finish completes it."""
+    """Writes this process's share of the cache; the last process to finish completes it.
+
+    Asked to stop (SIGTERM, SIGUSR1, Ctrl-C) it leaves with `EXIT_REQUEUE`; the same command continues.
+    """
     check_space(job.tasks)
-    share, basis = own_share(), None
+    share, basis, stop = own_share(), None, threading.Event()
+    on_signal(stop.set)
     for task in job.tasks:
         recipe = task.claim(job.running, basis)
         basis = recipe["basis"]
-        work = write_split(task, job.running, recipe, share)
-        missing = finish_cache(task.folder, task.layout, task.num_views)
-        rate = work.views / work.seconds if work.seconds else 0.0
-        done = f"{task.split}: {work.views} targets written, {rate:,.1f} per second, teacher idle {work.idle:.1%}"
-        print(done if work.views else f"{task.split}: all of this process's targets were there")
+        work = write_split(task, job.running, recipe, share, stop)
+        missing = task.finish()
+        if work.views:
+            rate = work.views / work.seconds
+            print(f"{task.split}: {work.views} targets written, {rate:,.1f}/s, teacher idle {work.idle:.1%}")
         if missing:
-            print(f"{missing} shards of {task.folder} belong to other processes, or were interrupted there")
+            print(f"{task.folder}: this process's share is complete; {missing} shards of others are not there yet")
         else:
             print(f"{task.folder} is complete")
 
@@ -142,7 +118,7 @@ def verify(job: Job) -> None:
     for task in job.tasks if job.cfg.verify_photos else ():
         found = recompute(task, job.running, job.cfg.verify_photos)
         print(
-            f"{task.split}: recomputed {job.cfg.verify_photos} targets: cosine {found.cosine:.6f}, explained variance "
+            f"{task.split}: {found.num_views} targets computed again: cosine {found.cosine:.6f}, explained variance "
             f"{found.explained_variance:.6f}, largest relative error {found.worst_relative_error:.5f}: within the bound"
         )
     if job.cfg.verify_photos and job.options.kind == "maps":

@@ -19,10 +19,11 @@ from omegaconf import DictConfig
 
 from sami.data.photos import PhotoData
 from sami.entry import explain_errors, flatten, keep_freed_memory, quiet_lightning
-from sami.methods.checkpoints import BackboneExport, RunCheckpoint, WholeFileIO, check_contract, trainer_plugins
+from sami.methods.checkpoints import RunCheckpoint, WeightsExport, WholeFileIO, check_contract, trainer_plugins
 from sami.methods.logs import TableLogger
 from sami.methods.progress import say
 from sami.methods.schedule import Plan
+from sami.targets.cached import CachedTeacher
 
 # What may differ when a run is continued: where things lie, what machine it is and what is shown, not what is computed.
 FREE = {
@@ -61,7 +62,7 @@ def pretrain(cfg: DictConfig) -> None:
         logger=list(instantiate(cfg.logger).values()),
         callbacks=[
             *instantiate(cfg.callbacks).values(),
-            BackboneExport(str(last.with_name("backbone.safetensors")), recipe=recipe),
+            WeightsExport(str(last.parent), recipe=recipe),
             RunCheckpoint(
                 str(last),
                 every_minutes=cfg.checkpoint_every_minutes,
@@ -75,6 +76,8 @@ def pretrain(cfg: DictConfig) -> None:
     plan.steer(trainer, data, validate_every_epochs=cfg.validate_every_epochs)
     method.plan = plan
     say(f"{data.num_photos} photos; {plan}")
+    if isinstance(method.teacher, CachedTeacher):
+        say(f"targets of {method.teacher.description}")
     for logger in trainer.loggers:
         logger.log_hyperparams(contract)
 

@@ -39,11 +39,12 @@ class ViewsToCache(Dataset):
         side: S.
         crops: for the fixed views of training. None: the centre of each photo, as validation sees it.
         seed: of the crops.
-        whole: the whole photo instead, padded to a square.
+        whole: the whole photo, padded to a square, instead of either.
     """
 
-    def __init__(self, source: Source, *, side: int, crops: RandomCrops | None, seed: int, whole: bool) -> None:
-        self.source, self.side, self.crops, self.seed, self.whole = source, side, crops, seed, whole
+    def __init__(self, source: Source, *, side: int, crops: RandomCrops | None, seed: int, whole: bool = False) -> None:
+        self.source, self.side, self.seed, self.whole = source, side, seed, whole
+        self.crops = None if whole else crops
 
     def describe(self) -> dict[str, Any]:
         """What the images depend on, besides the photos and `side`; an entry of the cache's recipe."""
@@ -101,5 +102,5 @@ class ShardSampler(Sampler[list[Place]]):
 
 def describe_crops(crops: RandomCrops, *, seed: int) -> dict[str, Any]:
     """What the fixed views of training depend on."""
-    scale, ratio = list(crops.scale), list(crops.ratio)
+    scale, ratio = ([float(bound) for bound in bounds] for bounds in (crops.scale, crops.ratio))
     return {"version": TRANSFORM_VERSION, "scale": scale, "ratio": ratio, "flip": crops.flip, "seed": seed}

@@ -178,16 +178,16 @@ def resize_and_pad(data: bytes, side: int) -> Tensor:
     return padded
 
 
-def normalize_padded(image: Tensor, sizes: Tensor) -> Tensor:
+def normalize_padded(image: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     """`normalize` of images from `resize_and_pad`, zero in their padding, as SAM pads after it has normalised.
 
     Args:
         image: uint8 [B, 3, S, S].
-        sizes: [B, 2] (H, W) of the photos.
+        sizes: (H, W) of each photo; (0, 0) for an image that is not there.
     """
     image = normalize(image)
-    for one, size in zip(image, sizes.tolist(), strict=True):
-        height, width = fit_longest(size, image.shape[-1])
+    for one, size in zip(image, sizes, strict=True):
+        height, width = fit_longest(size, image.shape[-1]) if any(size) else (0, 0)
         one[:, height:] = 0
         one[:, :, width:] = 0
     return image

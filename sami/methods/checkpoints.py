@@ -123,25 +123,29 @@ def check_contract(path: Path, checkpoint: dict[str, Any], now: dict[str, Any]) 
         )
 
 
-class BackboneExport(pl.Callback):
-    """Writes the encoder under timm's names, with every checkpoint.
+class WeightsExport(pl.Callback):
+    """Writes the encoder under timm's names, and the whole student, with every checkpoint.
 
-    `timm.create_model("vit_small_patch16_224", num_classes=0, checkpoint_path=path)` loads it strictly.
+    `timm.create_model("vit_small_patch16_224", num_classes=0, checkpoint_path=path)` loads `backbone.safetensors`
+    strictly. `student.safetensors` is the encoder, decoder and head of `sami.models.sami.SAMI`, which predicts the
+    teacher's features in their own units, also where training standardised them.
 
     Args:
-        path: of the .safetensors file.
-        recipe: strings to keep in the file's header, such as the teacher and the mask ratio.
+        folder: of the files.
+        recipe: strings to keep in the files' headers, such as the teacher and the mask ratio.
     """
 
-    def __init__(self, path: str, *, recipe: dict[str, str]) -> None:
-        self.path, self.recipe = Path(path), recipe
+    def __init__(self, folder: str, *, recipe: dict[str, str]) -> None:
+        self.folder, self.recipe = Path(folder), recipe
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         if not trainer.is_global_zero:
             return
         encoder = pl_module.student.encoder
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
         name = f"vit_{encoder.size}_patch{encoder.patch_size}"
         header = {"format": "pt", **self.recipe, "model": name, "step": str(trainer.global_step)}
-        with whole_file(self.path) as file:
-            file.write(save(tensors, metadata=header))
+        files = {"backbone.safetensors": encoder.state_dict(), "student.safetensors": pl_module.student_weights()}
+        for file_name, weights in files.items():
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+            with whole_file(self.folder / file_name) as file:
+                file.write(save(tensors, metadata=header))

@@ -154,6 +154,14 @@ class SAMIPretraining(pl.LightningModule):
         self.knn.update(self.features(batch["image"]), batch["label"])
         self.mean_loss.update(self.loss(prediction, target, split), len(target))
 
+    def student_weights(self) -> dict[str, Tensor]:
+        """The student's state, its head predicting the teacher's own features, not standardised ones."""
+        weights = dict(self.student.state_dict())
+        if isinstance(self.statistics, ChannelStatistics):
+            weight, bias = self.statistics.fold(weights["head.weight"], weights["head.bias"])
+            weights |= {"head.weight": weight, "head.bias": bias}
+        return weights
+
     def features(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D]: mean of the encoder's patch tokens; MAE's class token is trained by nothing."""
         return self.student.encoder.forward_features(image)[:, 1:].mean(dim=1)

@@ -64,3 +64,7 @@ class ChannelStatistics(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_(variance.clamp_min(1e-8).sqrt())
         self.num_tokens.fill_(num_tokens)
+
+    def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """A linear layer [E, D], [E] that predicts standardised features -> one that predicts them as they were."""
+        return weight * self.std[:, None], bias * self.std + self.mean

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sami.data.cache_layout import CacheLayout, ShardPart
-from sami.data.cache_manifest import FORMAT_VERSION, Recipe, claim_cache, is_written
+from sami.data.cache_manifest import FORMAT_VERSION, Recipe, claim_cache, finish_cache, is_written
 from sami.data.cache_reader import describe_photos
 from sami.data.cache_views import ViewsToCache
 from sami.data.order import locate_in_file_order
-from sami.data.photos import PhotoData, ViewLoader
+from sami.data.photos import ViewLoader
 from sami.data.transforms import normalize, normalize_padded
 from sami.data.views import Batch
 from sami.methods.progress import say
@@ -25,7 +25,8 @@ from sami.ops.pca import fit_pca
 
 KINDS = ("views", "maps")
 AUTOCAST = {"32": None, "32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-PCA_TOKENS = 50_000  # enough for a covariance of 1,280 channels
+PCA_TOKENS = 50_000  # enough for a covariance of 1,280 channels, if they come from
+PCA_PHOTOS = 64  # at least
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class RunningTeacher:
     def __call__(self, batch: Batch, *, whole: bool) -> Tensor:
         """`image` uint8 [B, 3, S, S] -> float32 [B, N, E]."""
         image = batch["image"].to(self.device, non_blocking=True)
-        return self.ask(normalize_padded(image, torch.from_numpy(batch["head"]["size"])) if whole else normalize(image))
+        return self.ask(normalize_padded(image, batch["head"]["size"].tolist()) if whole else normalize(image))
 
     @torch.no_grad()
     def ask(self, image: Tensor) -> Tensor:
@@ -104,30 +105,29 @@ class CacheTask:
     Args:
         split: train or val.
         options: see there.
-        data: the photos and how they are cropped.
+        views: the photos as the teacher is to see them.
         teacher: the network.
         teacher_settings: how it was built, without where its weights lie; part of the recipe.
+
+    Raises:
+        ValueError: the images are no whole number of the teacher's patches.
     """
 
     def __init__(
-        self, split: str, options: CacheOptions, data: PhotoData, teacher: Teacher, teacher_settings: dict[str, Any]
+        self, split: str, options: CacheOptions, views: ViewsToCache, teacher: Teacher, teacher_settings: dict[str, Any]
     ) -> None:
-        self.split, self.options, self.teacher, self.teacher_settings = split, options, teacher, teacher_settings
-        self.folder = Path(options.path, split)
-        self.whole = options.kind == "maps"
-        self.source = data.train_source if split == "train" else data.val_source
-        self.num_views = options.num_views if split == "train" and not self.whole else 1
-        self.side = options.map_size if self.whole else data.view["side"]
-        if self.side % teacher.patch_size:
-            raise ValueError(f"images of {self.side} pixels are no whole number of patches of {teacher.patch_size}")
-        crops = data.crops if split == "train" else None
-        self.views = ViewsToCache(self.source, side=self.side, crops=crops, seed=data.seed, whole=self.whole)
+        if views.side % teacher.patch_size:
+            raise ValueError(f"images of {views.side} pixels are no whole number of patches of {teacher.patch_size}")
+        self.split, self.options, self.views = split, options, views
+        self.teacher, self.teacher_settings = teacher, teacher_settings
+        self.folder, self.source = Path(options.path, split), views.source
+        self.num_views = options.num_views if views.crops else 1
         self.layout = CacheLayout(self.source.counts, options.shard_size)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Tokens of a target."""
-        return (self.side // self.teacher.patch_size,) * 2
+        return (self.views.side // self.teacher.patch_size,) * 2
 
     @property
     def channels(self) -> int:
@@ -148,7 +148,7 @@ class CacheTask:
             "teacher": self.teacher_settings,
             "teacher_weights": self.teacher.fingerprint,
             "precision": self.options.precision,
-            "image_size": self.side,
+            "image_size": self.views.side,
             "grid": list(self.grid),
             "width": self.teacher.width,
             "storage": self.options.storage,
@@ -170,9 +170,9 @@ class CacheTask:
         """Mean and components of the targets of some photos, spread over all; None where all channels are kept."""
         if self.options.channels is None:
             return None
-        num_photos = -(-PCA_TOKENS // (self.grid[0] * self.grid[1]))
+        num_photos = max(PCA_PHOTOS, -(-PCA_TOKENS // (self.grid[0] * self.grid[1])))
         say(f"measuring principal components on {num_photos} photos")
-        tokens = [running(batch, whole=self.whole).cpu().flatten(0, 1) for batch in self.sample(num_photos)]
+        tokens = [running(batch, whole=self.views.whole).cpu().flatten(0, 1) for batch in self.sample(num_photos)]
         return [part.tolist() for part in fit_pca(torch.cat(tokens), self.channels)]
 
     def sample(self, num_photos: int) -> ViewLoader:
@@ -188,3 +188,7 @@ class CacheTask:
         number, count = share
         mine = list(self.layout.shards(self.num_views))[number::count]
         return [part for part in mine if not is_written(self.folder, part)]
+
+    def finish(self) -> int:
+        """Completes the split if all its shards are there. How many are not."""
+        return finish_cache(self.folder, self.layout, self.num_views)

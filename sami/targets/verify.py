@@ -30,6 +30,7 @@ TOLERANCE = {"32": 1e-3, "32-true": 1e-3, "16-mixed": 5e-3, "bf16-mixed": 2e-2} 
 class Agreement(NamedTuple):
     """How close stored targets are to exact ones."""
 
+    num_views: int
     cosine: float
     explained_variance: float
     worst_relative_error: float
@@ -95,7 +96,7 @@ def recompute(task: CacheTask, running: RunningTeacher, num_photos: int) -> Agre
                 )
             reader.fill(records, index, record, record["box"], flip=False)
         decoded = codec.decode(fields_of(records, running.device))  # [B, N, E]
-        target = running(batch, whole=task.whole)[torch.from_numpy(batch["head"]["valid"])]  # [B, N, E]
+        target = running(batch, whole=task.views.whole)[torch.from_numpy(batch["head"]["valid"])]  # [B, N, E]
         relative = (decoded - target).norm(dim=(1, 2)) / target.norm(dim=(1, 2))  # [B]
         if relative.max() > bound:
             unit, row, view = places[int(relative.argmax())]
@@ -122,7 +123,7 @@ def map_gap(task: CacheTask, data: PhotoData, running: RunningTeacher, num_photo
     codec = build_codec(reader.manifest).to(running.device)
     side = data.view["side"]
     wanted = (side // task.teacher.patch_size,) * 2
-    cut, exact = [], {f"crops as they are, {side} pixels": [], f"crops enlarged to {task.side} pixels": []}
+    cut, exact = [], {f"crops as they are, {side} pixels": [], f"crops enlarged to {task.views.side} pixels": []}
     for batch in task.sample(num_photos):
         places = [place for place, head in zip(batch["places"], batch["head"], strict=True) if head["valid"]]
         records, images = reader.empty(len(places)), []
@@ -135,7 +136,7 @@ def map_gap(task: CacheTask, data: PhotoData, running: RunningTeacher, num_photo
         fields = fields_of(records, running.device)
         cut.append(codec.decode_crop(fields, regions, flips, given=task.grid, wanted=wanted).cpu())
         image = normalize(torch.stack(images).to(running.device))  # [B, 3, side, side]
-        for name, size in zip(exact, (side, task.side), strict=True):
+        for name, size in zip(exact, (side, task.views.side), strict=True):
             seen = F.interpolate(image, (size, size), mode="bilinear") if size != side else image
             exact[name].append(on_grid(running.ask(seen), wanted).cpu())
     tokens = torch.cat(cut)
@@ -156,4 +157,4 @@ def fields_of(records: dict[str, Tensor], device: torch.device) -> dict[str, Ten
 def agreement(stored: Tensor, exact: Tensor, worst: float) -> Agreement:
     """Of targets [n, N, E]."""
     cosine = torch.cosine_similarity(stored, exact, dim=2).mean()
-    return Agreement(float(cosine), float(explained_variance(stored, exact)), worst)
+    return Agreement(len(exact), float(cosine), float(explained_variance(stored, exact)), worst)

@@ -22,6 +22,7 @@ from sami.data.cache_records import EXTENSION, MAX_NAME, RecordFormat
 from sami.data.cache_views import ShardSampler
 from sami.data.photos import ViewLoader
 from sami.data.write_shards import write_shard
+from sami.methods.preemption import Preempted
 from sami.methods.throughput import StageClock
 from sami.models.target_codec import TargetCodec
 from sami.targets.cached import build_codec
@@ -45,10 +46,17 @@ class Work:
         return 1 - self.teaching / self.seconds if self.seconds else 0.0
 
 
-def write_split(task: CacheTask, running: RunningTeacher, recipe: dict[str, Any], share: tuple[int, int]) -> Work:
+def write_split(
+    task: CacheTask,
+    running: RunningTeacher,
+    recipe: dict[str, Any],
+    share: tuple[int, int],
+    stop: threading.Event,
+) -> Work:
     """Writes the shards of this share that are not there yet.
 
     Raises:
+        Preempted: `stop` was set; the shard under way is left out.
         ValueError: the disk is full, too many photos are broken, or a target is infinite. What was written stays.
     """
     parts = task.remaining(share)
@@ -65,8 +73,10 @@ def write_split(task: CacheTask, running: RunningTeacher, recipe: dict[str, Any]
         ShardWriter(task, record_format(recipe), parts, progress) as writer,
     ):
         for batch in loader:
+            if stop.is_set():
+                raise Preempted
             with clock("teacher"):
-                target = running(batch, whole=task.whole)  # [B, N, E]
+                target = running(batch, whole=task.views.whole)  # [B, N, E]
             work.views += len(target)
             writer.put(batch, *encode_and_measure(codec, target, torch.from_numpy(batch["head"]["valid"])))
     work.seconds, work.teaching = time.perf_counter() - begin, clock.collect().get("teacher", 0.0)

@@ -13,8 +13,11 @@ from sami.data.transforms import (
     crop_and_resize,
     decode,
     denormalize,
+    fit_longest,
     image_size,
     normalize,
+    normalize_padded,
+    resize_and_pad,
 )
 
 
@@ -101,3 +104,44 @@ def test_normalize_and_back() -> None:
     expected = (image[0, 1, 0, 0] / 255 - 0.456) / 0.224
     torch.testing.assert_close(normal[0, 1, 0, 0], expected)
     assert torch.equal(denormalize(normal), image)
+
+
+SIZES = [(48, 64), (333, 500), (500, 333), (20, 31), (64, 64), (200, 200), (1, 300), (33, 1)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_whole_photos_equal_pillow(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    padded = resize_and_pad(encode(pixels, "PNG"), 64)
+    assert padded.shape == (3, 64, 64) and padded.dtype == torch.uint8
+    height, width = fit_longest(size, 64)
+    resized = np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    difference = padded[:, :height, :width].permute(1, 2, 0).int() - torch.from_numpy(resized).int()
+    assert difference.abs().max() <= 1 and difference.float().abs().mean() < 0.01
+    assert (padded[:, height:] == 0).all() and (padded[:, :, width:] == 0).all()
+
+
+def test_padding_is_zero_after_normalising() -> None:
+    image = torch.stack([resize_and_pad(encode(draw_photo(0, height=h, width=w), "PNG"), 64) for h, w in SIZES])
+    normal = normalize_padded(image, SIZES)
+    for one, raw, size in zip(normal, image, SIZES, strict=True):
+        height, width = fit_longest(size, 64)
+        assert torch.equal(one[:, :height, :width], normalize(raw[None])[0, :, :height, :width])
+        assert (one[:, height:] == 0).all() and (one[:, :, width:] == 0).all()
+    assert image.dtype == torch.uint8 and (normal != 0).any(dim=1).sum() >= sum(h * w for h, w in [(48, 64), (64, 64)])
+
+
+@pytest.mark.parametrize("side", [64, 224, 1024])
+def test_the_longest_side_is_rounded_as_sam_does(side: int) -> None:
+    """`ResizeLongestSide.get_preprocess_shape` of segment-anything."""
+    for old_h, old_w in np.random.default_rng(0).integers(1, 5000, (500, 2)).tolist():
+        scale = side * 1.0 / max(old_h, old_w)
+        expected = tuple(max(1, int(length * scale + 0.5)) for length in (old_h, old_w))
+        assert fit_longest((old_h, old_w), side) == expected and max(expected) == side
+    assert fit_longest((1, 5000), side)[0] == 1
+    assert fit_longest((3, 8), 4) == (2, 4) and fit_longest((5, 8), 4) == (3, 4)  # halves go up, both times
+
+
+def test_broken_whole_photos_are_named_as_such() -> None:
+    with pytest.raises(BrokenImage, match=r"Error|cannot|truncated"):
+        resize_and_pad(encode(draw_photo(4))[:600], 64)

@@ -18,7 +18,8 @@ class Pooled(nn.Module):
 
 
 def photo_data(root, *, batch_size: int) -> PhotoData:
-    options = {"scale": (0.2, 1.0), "ratio": (0.75, 1.33), "flip": 0.5, "shuffle_window": 1, "val_batch_size": 4}
+    options = {"scale": (0.2, 1.0), "ratio": (0.75, 1.33), "flip": 0.5, "shuffle_window": 1}
+    options |= {"num_views": None, "cache": None, "val_batch_size": 4}
     data = PhotoData(str(root), None, image_size=32, patch_size=16, seed=0, num_workers=0, **options)
     data.set_stream(batch_size=batch_size, epoch_size=20, num_batches=5)
     return data

@@ -1,0 +1,70 @@
+"""Real runs of `sami.cache` in processes of their own, and small settings for them."""
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import write_folder, write_shards
+from runs import TINY, compose_config
+
+TEACHER = ["teacher=timm", "teacher.name=test_vit", "teacher.weights=random"]  # timm's smallest network
+OPTIONS = ["cache.storage=fp32", "cache.num_views=2", "cache.shard_size=6", "cache.batch_size=4", "verify_photos=9"]
+
+
+def photo_overrides(root: Path) -> list[str]:
+    """Three shards of odd sizes to train on, and a folder to validate."""
+    shards = write_shards(root / "shards", [13, 3, 11])
+    val = write_folder(root / "val", 5)
+    return ["data=shards", f"data.train=[{','.join(shards)}]", f"data.val={val}", "data.shuffle_window=2"]
+
+
+def cache_in(command: str, overrides: list[str], environment: dict[str, str], log: str) -> None:
+    """The body of a child process."""
+    multiprocessing.set_start_method("fork", force=True)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    from sami import cache
+    from sami.entry import explain_errors
+
+    config = compose_config([f"command={command}", *TINY, *TEACHER, *OPTIONS, *overrides], name="cache")
+    with explain_errors():
+        cache.COMMANDS[command](cache.Job(config))
+
+
+def start_cache(
+    command: str, overrides: list[str], *, log: Path = Path(os.devnull), environment: dict[str, str] | None = None
+) -> Any:
+    """Starts it, and gives the process; what it prints goes to `log`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sami.pretrain", "sami.cache", "runs"])
+    process = context.Process(target=cache_in, args=(command, overrides, environment or {}, str(log)))
+    process.start()
+    return process
+
+
+def run_cache(command: str, overrides: list[str], *, log: Path = Path(os.devnull)) -> int:
+    """Runs it to its end, and gives the exit code."""
+    process = start_cache(command, overrides, log=log)
+    process.join(150)
+    return process.exitcode
+
+
+def cache_says(command: str, overrides: list[str], tmp_path: Path) -> tuple[int, str]:
+    """Runs it to its end, and gives the exit code and what it printed."""
+    log = tmp_path / "said.log"
+    log.unlink(missing_ok=True)
+    return run_cache(command, overrides, log=log), log.read_text()
+
+
+def flip_byte(path: Path, offset: int) -> None:
+    """Damages a file without changing its size."""
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 1]))
