@@ -30,7 +30,7 @@ class CacheLayout:
     def __init__(self, counts: Sequence[int], shard_size: int) -> None:
         self.counts = np.asarray(counts, dtype=np.int64)
         num_parts = -(-self.counts // shard_size)  # [units]
-        self.part_sizes = -(-self.counts // np.maximum(num_parts, 1))
+        self.part_sizes = np.maximum(-(-self.counts // np.maximum(num_parts, 1)), 1)  # an empty unit has no part
         self.first_part = np.concatenate([[0], np.cumsum(num_parts)])  # [units + 1]
 
     def locate(self, unit: int, row: int, view: int) -> tuple[str, int]:
@@ -61,7 +61,7 @@ def own_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
         ValueError: the array's task numbers have gaps, so that some shares would have nobody.
     """
     rank, world_size = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"
-    if "RANK" in environment:
+    if "WORLD_SIZE" in environment:
         rank, world_size = "RANK", "WORLD_SIZE"
     number, count = int(environment.get(rank, 0)), int(environment.get(world_size, 1))
     if "SLURM_ARRAY_TASK_ID" in environment:

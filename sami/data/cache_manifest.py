@@ -40,10 +40,11 @@ def claim_cache(folder: Path, recipe: Recipe, fit_basis: Callable[[], list | Non
         ValueError: the folder cannot be written, or holds a cache made from something else.
     """
     path = folder / RECIPE
+    begun = None if path.exists() else json.dumps({**recipe, "basis": fit_basis()}, indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            create_once(path, json.dumps({**recipe, "basis": fit_basis()}, indent=1) + "\n")
+        if begun is not None:
+            create_once(path, begun)
     except OSError as error:
         raise ValueError(f"cannot write into {folder} ({error.strerror}): give a folder of yours") from error
     before = read_json(path)
@@ -70,6 +71,9 @@ def create_once(path: Path, text: str) -> None:
             os.link(partial, path)  # the one call that both creates a complete file and refuses to replace one
         except FileExistsError:
             return
+        except OSError:  # a file system without links: two that begin in the same instant are not told apart there
+            if not path.exists():
+                os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -104,7 +108,10 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): the cache must be written again into a new folder") from error
+        raise ValueError(
+            f"{path} is damaged ({error}). A manifest can be deleted, `write` makes it again; without its recipe a "
+            "cache is lost"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
     return content
@@ -116,9 +123,12 @@ def note_of(folder: Path, part: ShardPart) -> Path:
 
 
 def is_written(folder: Path, part: ShardPart) -> bool:
-    """Whether a shard is complete: it and its note are there, and it has the size that the note says."""
+    """Whether a shard is complete: it and a whole note are there, and it has the size that the note says."""
     shard, note = folder / part.name, note_of(folder, part)
-    return note.exists() and shard.exists() and shard.stat().st_size == read_json(note)["bytes"]
+    try:
+        return shard.stat().st_size == json.loads(note.read_text(encoding="utf-8"))["bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def record_format(recipe: Recipe) -> RecordFormat:
@@ -178,6 +188,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path)
     if manifest.get("format") != FORMAT_VERSION:
         raise ValueError(other_version(path, manifest))
+    if missing := {"shards", "statistics", "error", "num_views", "basis"} - manifest.keys():
+        raise ValueError(f"{path} is damaged: it has no {', '.join(sorted(missing))}. Delete it, and write again")
     return manifest
 
 

@@ -92,7 +92,7 @@ class PhotoData(pl.LightningDataModule):
             train.check({**views, "transform": describe_crops(self.crops, seed=train.manifest["transform"]["seed"])})
             if val:
                 val.check(views)
-            if self.num_views not in (None, train.num_views):
+            if (self.num_views or 1) > train.num_views:
                 raise ValueError(f"data.num_views={self.num_views}, but the cache {folder} holds {train.num_views}")
         return train, val
 

@@ -13,16 +13,16 @@ def quantize(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[B, N, C] -> codes int8 [B, N, C], center and scale float16 [B, C]: each image's channels by their own range.
 
     No number is clipped: the error of each is at most half a step, `scale / 2`. Codes are computed with the rounded
-    center and scale that are stored. Where those do not fit 16 bits they come out infinite.
+    center and scale that are stored, so a channel that hardly moves around a large number gets the steps that half
+    precision has there, which are finer than what bfloat16 computes. What does not fit 16 bits comes out infinite.
     """
     features = features.float()
     low, high = features.amin(dim=1), features.amax(dim=1)  # [B, C]
     center = ((low + high) / 2).half()
     reach = torch.maximum(high - center.float(), center.float() - low)  # of the codes, on either side
-    # half precision rounds by up to 2^-11 of a number, or 2^-25 near zero: more than that is added, so it is never less
-    scale = (reach / LARGEST * (1 + 2**-10) + 2**-24).half()
+    scale = (reach / LARGEST + 2**-24).half()  # never zero; rounded down by 2^-11 at most, which leaves codes <= 127.1
     codes = ((features - center.float().unsqueeze(1)) / scale.float().unsqueeze(1)).round()
-    return codes.clamp(-LARGEST, LARGEST).to(torch.int8), center, scale
+    return codes.to(torch.int8), center, scale
 
 
 def dequantize(codes: Tensor, center: Tensor, scale: Tensor) -> Tensor:

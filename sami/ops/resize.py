@@ -53,7 +53,7 @@ def interval_weights(start: Tensor, end: Tensor, given: int, wanted: int) -> Ten
     """[B, wanted, given]: which fraction of the i-th part of start..end lies in old cell j; rows add up to 1."""
     step = torch.arange(wanted + 1, device=start.device) / wanted
     edges = start[:, None] + (end - start)[:, None] * step  # [B, wanted + 1]
-    edges = edges.clamp(0, given).unsqueeze(2)
+    edges = edges.unsqueeze(2)
     cells = torch.arange(given, device=start.device)
     overlap = (torch.minimum(edges[:, 1:], cells + 1) - torch.maximum(edges[:, :-1], cells)).clamp(min=0)
     return overlap / overlap.sum(dim=2, keepdim=True)

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from sami.data.cache_layout import CacheLayout, ShardPart
-from sami.data.cache_manifest import FORMAT_VERSION, Recipe, claim_cache, finish_cache, is_written
+from sami.data.cache_manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Recipe,
+    claim_cache,
+    finish_cache,
+    is_written,
+    read_manifest,
+)
 from sami.data.cache_reader import describe_photos
 from sami.data.cache_views import ViewsToCache
 from sami.data.order import locate_in_file_order
@@ -162,8 +170,15 @@ class CacheTask:
         """Begins this split, or continues it; `basis` is taken where one is given, else measured if one is needed.
 
         Raises:
-            ValueError: see `claim_cache`.
+            ValueError: see `claim_cache`; or the cache is complete with more views than are asked for.
         """
+        if (self.folder / MANIFEST).exists():
+            held = read_manifest(self.folder)["num_views"]
+            if held > self.num_views:
+                raise ValueError(
+                    f"{self.folder} holds {held} views, cache.num_views={self.num_views} would drop some. Training "
+                    f"takes fewer of them with data.num_views={self.num_views}"
+                )
         return claim_cache(self.folder, self.describe(), lambda: basis or self.fit_basis(running))
 
     def fit_basis(self, running: RunningTeacher) -> list | None:

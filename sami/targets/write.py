@@ -161,9 +161,16 @@ class ShardWriter:
                 write_shard(self.task.folder / part.name, self.samples(part, note))
                 size = (self.task.folder / part.name).stat().st_size
                 assert size == self.format.shard_bytes(part.num_photos), "records are not where they are looked for"
+                self.check_last(part)
                 write_note(self.task.folder, part, {"photos": part.num_photos, "bytes": size, **plain(note)})
         except BaseException as error:
             self.error = error
+
+    def check_last(self, part: ShardPart) -> None:
+        """Reads the last record, whose place depends on all before it."""
+        with open(self.task.folder / part.name, "rb") as file:
+            file.seek(self.format.offset(part.num_photos - 1))
+            self.format.unpack(file.read(self.format.dtype.itemsize))
 
     def samples(self, part: ShardPart, note: dict[str, Any]) -> Iterator[dict[str, str | bytes]]:
         """The samples of one shard. Adds to `note` what it is to say."""
@@ -179,7 +186,11 @@ class ShardWriter:
             for index, head in enumerate(batch["head"]):
                 row = next(rows)
                 assert row == head["row"]
-                data = self.format.pack(head, {name: array[index] for name, array in stored.items()})
+                try:
+                    data = self.format.pack(head, {name: array[index] for name, array in stored.items()})
+                except ValueError as error:
+                    where = f"{self.task.source.name(part.unit, row)}, view {part.view}"
+                    raise ValueError(f"{where}: {error}") from error
                 yield {"__key__": record_key(self.task.source.key(part.unit, row), row), EXTENSION: data}
             written += len(batch["head"])
             self.progress.update(len(batch["head"]))
@@ -220,6 +231,6 @@ def plain(note: dict[str, Any]) -> dict[str, Any]:
 
 
 def record_key(key: str, row: int) -> str:
-    """The photo's own key where it fits into a tar header, so that records can be joined with their photos."""
-    fits = len(f"{key}.{EXTENSION}".encode()) <= MAX_NAME and "." not in key.rpartition("/")[2]
+    """The photo's own key where it fits into a plain tar header, so that records can be joined with their photos."""
+    fits = key.isascii() and len(f"{key}.{EXTENSION}") <= MAX_NAME and "." not in key.rpartition("/")[2]
     return key if fits else f"{row:08d}"

@@ -95,7 +95,8 @@ def test_autocast_changes_nothing(storage: str, channels: int | None) -> None:
 
 def test_targets_of_16_bits_are_stored_as_they_are() -> None:
     target = draw_target().bfloat16()
-    assert torch.equal(TargetCodec("fp32", E).encode(target)["values"], target.float())
+    values = TargetCodec("fp32", E).encode(target)["values"]
+    assert values.dtype == torch.float32 and torch.equal(values, target.float())
 
 
 def test_unknown_storage() -> None:
