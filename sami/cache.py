@@ -19,13 +19,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sami.data.cache_layout import own_share
+from sami.data.cache_manifest import MANIFEST, read_manifest
 from sami.data.cache_views import ViewsToCache
 from sami.data.photos import PhotoData
 from sami.entry import explain_errors, keep_freed_memory, quiet_lightning
 from sami.methods.preemption import on_signal
-from sami.targets.plan import check_space, print_plan
+from sami.models.pixel_targets import HogTeacher, PixelTeacher
+from sami.targets.cached import CachedTeacher
+from sami.targets.encode import FAITHFUL
+from sami.targets.map_gap import map_gap
+from sami.targets.plan import print_plan
+from sami.targets.space import check_space
 from sami.targets.task import CacheOptions, CacheTask, RunningTeacher
-from sami.targets.verify import find_damage, map_gap, recompute
+from sami.targets.verify import find_damage, recompute
 from sami.targets.write import write_split
 
 
@@ -37,7 +43,7 @@ class Job:
     """
 
     def __init__(self, cfg: DictConfig) -> None:
-        if "path" in cfg.teacher:
+        if cfg.teacher._target_ == f"{CachedTeacher.__module__}.{CachedTeacher.__name__}":
             raise ValueError("teacher=cached is what a cache is used with; to make one, choose the teacher it replaces")
         self.cfg = cfg
         self.options = CacheOptions(**OmegaConf.to_container(cfg.cache, resolve=True, throw_on_missing=True))
@@ -54,7 +60,12 @@ class Job:
         rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
         gpus = torch.cuda.device_count()
         device = torch.device("cuda", rank % gpus) if gpus else torch.device("cpu")
-        return RunningTeacher(instantiate(self.cfg.teacher), precision=self.options.precision, device=device)
+        if gpus:
+            torch.cuda.set_device(device)  # for what asks for the current one: events, pinned memory
+        teacher = instantiate(self.cfg.teacher)
+        if isinstance(teacher, (PixelTeacher, HogTeacher)):
+            raise ValueError("targets made of pixels need no cache: computing them costs less than reading them")
+        return RunningTeacher(teacher, precision=self.options.precision, device=device)
 
     @cached_property
     def tasks(self) -> list[CacheTask]:
@@ -71,6 +82,8 @@ class Job:
 
 def plan(job: Job) -> None:
     """Prints what the cache will cost, and refuses it where the disk is too small."""
+    for task in job.tasks:
+        task.check_claim()
     epochs = job.cfg.schedule.epochs
     print_plan(job.tasks, job.running, num_batches=job.cfg.plan_batches, epochs=epochs)
     check_space(job.tasks)
@@ -96,6 +109,21 @@ def write(job: Job) -> None:
             print(f"{task.folder}: this process's share is complete; {missing} shards of others are not there yet")
         else:
             print(f"{task.folder} is complete")
+            tell_what_is_missing(task)
+
+
+def tell_what_is_missing(task: CacheTask) -> None:
+    """Says which photos of a complete split have no target, and whether storing lost more than it should."""
+    manifest = read_manifest(task.folder)
+    skipped = [pair for shard in manifest["shards"].values() for pair in shard["skipped"].items()]
+    if skipped:
+        print(f"{len(skipped)} targets are missing, the first of {skipped[0][0]} ({skipped[0][1]}).")
+        print(f"{task.folder / MANIFEST} lists all. To try these photos again delete their shards, and write again")
+    worst = manifest["error"]["worst_cosine"]
+    if manifest["basis"] is None and worst < FAITHFUL:
+        print(
+            f"stored targets have a cosine of {worst:.4f} to the exact ones at worst: see `python -m sami.cache plan`"
+        )
 
 
 def verify(job: Job) -> None:
@@ -115,16 +143,16 @@ def verify(job: Job) -> None:
             "`write` makes them anew, and leaves the others as they are"
         )
     print("all records match their checksums")
-    for task in job.tasks if job.cfg.verify_photos else ():
+    for task in job.tasks if job.cfg.verify_photos > 0 else ():
         found = recompute(task, job.running, job.cfg.verify_photos)
         print(
             f"{task.split}: {found.num_views} targets computed again: cosine {found.cosine:.6f}, explained variance "
             f"{found.explained_variance:.6f}, largest relative error {found.worst_relative_error:.5f}: within the bound"
         )
-    if job.cfg.verify_photos and job.options.kind == "maps":
+    if job.cfg.verify_photos > 0 and job.options.kind == "maps":
         print("targets of random crops, cut from maps (an approximation), against the teacher's answer to the crops:")
-        for name, gap in map_gap(job.tasks[0], job.data, job.running, job.cfg.verify_photos).items():
-            print(f"  {name}: cosine {gap.cosine:.4f}, explained variance {gap.explained_variance:.4f}")
+        for name, (cosine, explained) in map_gap(job.tasks[0], job.data, job.running, job.cfg.verify_photos).items():
+            print(f"  {name}: cosine {cosine:.4f}, explained variance {explained:.4f}")
 
 
 COMMANDS = {"plan": plan, "write": write, "verify": verify}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
-USER_ERRORS = (ValueError, ConnectionError, FileNotFoundError, FloatingPointError, MissingMandatoryValue)
+USER_ERRORS = (ValueError, OSError, FloatingPointError, MissingMandatoryValue)  # OSError: disks, permissions, network
 
 
 @contextmanager

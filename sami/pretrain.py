@@ -31,7 +31,7 @@ FREE = {
     *("validate_every_epochs", "checkpoint_every_minutes", "checkpoint_every_n_steps", "schedule.batch_size"),
     *("data.train", "data.val", "data.root", "data.folder", "data.num_workers", "data.val_batch_size"),
     *("method.encoder", "method.decoder", "method.teacher"),  # their own sections say what they are
-    *("method.compile", "teacher.weights", "teacher.max_batch", "teacher.path", "data.cache"),
+    *("method.compile", "teacher.weights", "teacher.max_batch", "teacher.path", "data.cache", "data.num_views"),
 }
 
 
@@ -54,6 +54,7 @@ def pretrain(cfg: DictConfig) -> None:
     last = Path(cfg.run_dir, "last.ckpt")
     contract = flatten(cfg, without=FREE)
     contract |= {"photos": data.train_source.fingerprint, "teacher weights": method.teacher.fingerprint}
+    contract |= {"views per photo": data.views_per_photo}
     recipe = {name: str(contract[name]) for name in contract if name.startswith(("method.", "teacher.", "decoder."))}
     on_cpu = cfg.trainer.accelerator == "auto" and not torch.cuda.is_available()  # Apple's GPUs have no float64
     trainer: pl.Trainer = instantiate(

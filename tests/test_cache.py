@@ -12,14 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from caches import TEACHER, cache_says, flip_byte, photo_overrides, run_cache, start_cache
+from caches import OPTIONS, TEACHER, cache_says, flip_byte, photo_overrides, run_cache, start_cache
 from conftest import draw_photo, encode, write_folder, write_shards
-from runs import run_pretrain
+from hydra.utils import instantiate
+from runs import TINY, compose_config, run_pretrain
 from safetensors.torch import load_file
 from test_faults import explain
 from test_resume import read_record
 
+from sami import cache
 from sami.data.cache_manifest import read_manifest, record_format
+from sami.entry import explain_errors
 from sami.methods.logs import read_table
 from sami.methods.preemption import EXIT_REQUEUE
 
@@ -80,15 +83,12 @@ def test_smaller_storage_trains_alike(made: tuple[list[str], Path], tmp_path: Pa
     assert 0.999 < stated["worst_cosine"] <= stated["cosine"] < 1 + 1e-6
 
 
-def test_epochs_take_turns_with_views(made: tuple[list[str], Path], tmp_path: Path) -> None:
-    """The third epoch sees the pictures of the first, the second others."""
-    record = f"+callbacks.recorder={{_target_: runs.Recorder, path: {tmp_path}/seen.csv}}"
-    options = ["schedule.batch_size=8", "schedule.epochs=3", "data.flip=0.5"]
-    assert run_pretrain(tmp_path / "run", [*made[0], *cached(made[1]), *options, record]) == 0
-    from hydra.utils import instantiate
-    from runs import TINY, compose_config
-
-    data = instantiate(compose_config([*TINY, *made[0], *cached(made[1])]).data)
+@pytest.mark.parametrize("num_views", [None, 1])
+def test_epochs_take_turns_with_views(made: tuple[list[str], Path], num_views: int | None) -> None:
+    """The third epoch sees the pictures of the first, the second others; with one view all are alike."""
+    data = instantiate(
+        compose_config([*TINY, *made[0], *cached(made[1]), f"data.num_views={num_views or 'null'}"]).data
+    )
     data.set_stream(batch_size=27, epoch_size=27, num_batches=3)
     views = data.train_views()
     epochs = []
@@ -97,7 +97,8 @@ def test_epochs_take_turns_with_views(made: tuple[list[str], Path], tmp_path: Pa
         places = [views.order.locate(position) for position in batch["position"].tolist()]
         epochs.append(dict(zip(places, batch["image"], strict=True)))
     assert all(torch.equal(epochs[0][place], epochs[2][place]) for place in epochs[0])
-    assert sum(torch.equal(epochs[0][place], epochs[1][place]) for place in epochs[0]) == 0
+    num_same = sum(torch.equal(epochs[0][place], epochs[1][place]) for place in epochs[0])
+    assert num_same == (0 if num_views is None else 27)
 
 
 def wait_until(condition: object) -> None:
@@ -110,11 +111,14 @@ def wait_until(condition: object) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_an_interrupted_write_goes_on(made: tuple[list[str], Path], tmp_path: Path, number: signal.Signals) -> None:
     slow = [*made[0], f"cache.path={tmp_path}/cut", "teacher.name=vit_base_patch16_224"]
-    process = start_cache("write", slow)
+    process = start_cache("write", slow, log=tmp_path / "log")
     wait_until(lambda: len(list((tmp_path / "cut" / "train").glob("*.json"))) >= 3)  # a recipe and two notes
     os.kill(process.pid, number)
     process.join()
-    assert process.exitcode == (-signal.SIGKILL if number == signal.SIGKILL else EXIT_REQUEUE)
+    if number == signal.SIGKILL:
+        assert process.exitcode == -signal.SIGKILL
+    else:
+        assert process.exitcode == EXIT_REQUEUE and "the same command continues" in (tmp_path / "log").read_text()
     train = tmp_path / "cut" / "train"
     assert not (train / "manifest.json").exists()
     shards = [note.with_suffix(".tar") for note in train.glob("view*.json")]
@@ -225,6 +229,76 @@ def test_a_cache_that_does_not_fit_is_refused(
         assert message.format(tmp=tmp_path) in error
 
 
+def rewrite_val(data: list[str], path: Path, *options: str) -> None:
+    shutil.rmtree(path / "val")
+    assert run_cache("write", [*data, f"cache.path={path}-other", *options]) == 0
+    shutil.copytree(f"{path}-other/val", path / "val")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["cache.storage=int8"], "storage: int8 in the cache, fp32 now"),
+        (["teacher.name=test_vit2"], "teacher.name: test_vit2 in the cache, test_vit now"),
+        (["cache.channels=8"], "basis: [["),
+    ],
+)
+def test_both_splits_must_be_of_one_kind(
+    copied: tuple[list[str], Path], options: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    data, path = copied
+    rewrite_val(data, path, *options)
+    error = explain([*data, *cached(path), f"run_dir={path}/run"], capsys)
+    assert f"the cache {path}/val does not fit" in error and message in error
+
+
+def test_val_is_stored_in_the_components_of_train(copied: tuple[list[str], Path], tmp_path: Path) -> None:
+    data, path = copied
+    options = [*data, f"cache.path={path}-pca", "cache.channels=8"]
+    assert run_cache("write", options) == 0
+    recipes = [json.loads(Path(f"{path}-pca", split, "recipe.json").read_text()) for split in ("train", "val")]
+    assert recipes[0]["basis"] == recipes[1]["basis"]
+    recipes[0]["basis"][0][0] += 1
+    Path(f"{path}-pca", "train", "recipe.json").write_text(json.dumps(recipes[0]))
+    code, said = cache_says("write", options, tmp_path)
+    assert code == 2 and "stores other principal components than the training split" in said
+
+
+BAD_OPTIONS = [
+    ("cache.storage=int4", "cache.storage='int4': choose fp32, fp16, int8"),
+    ("cache.kind=view", "cache.kind='view': choose views or maps"),
+    ("cache.precision=64", "cache.precision=64: choose"),
+    ("cache.channels=0", "cache.channels=0: give a number from 1"),
+    ("cache.channels=65", "cache.channels=65: targets have 64"),
+    ("cache.num_views=1", "holds 2 views, cache.num_views=1 would drop some"),
+    ("teacher=pixels", "targets made of pixels need no cache"),
+    ("teacher=cached", "teacher=cached is what a cache is used with"),
+    ("cache.path=/proc/nowhere", "/proc/nowhere"),
+]
+
+
+@pytest.mark.parametrize(("option", "message"), BAD_OPTIONS)
+def test_options_that_cannot_be(
+    made: tuple[list[str], Path], option: str, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    own = [f"~{name.split('=')[0]}" for name in TEACHER[1:]] if option.startswith("teacher=") else []
+    overrides = ["command=write", *TINY, *(TEACHER if not own else []), *OPTIONS, *made[0], f"cache.path={made[1]}"]
+    with pytest.raises(SystemExit) as stop, explain_errors():
+        cache.write(cache.Job(compose_config([*overrides, option], name="cache")))
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_repaired_cache_is_still_the_same(copied: tuple[list[str], Path], tmp_path: Path) -> None:
+    """A run goes on after a shard was made again, and after views were added that it does not use."""
+    data, path = copied
+    run = [*data, *cached(path), "+callbacks.kill={_target_: runs.KillAt, step: 5}"]
+    assert run_pretrain(tmp_path / "run", run) == -signal.SIGKILL
+    (path / "train" / "view00-000001.tar").unlink()
+    assert run_cache("write", [*data, f"cache.path={path}", "cache.num_views=3"]) == 0
+    assert run_pretrain(tmp_path / "run", [*data, *cached(path)]) == 1  # three views would take turns now
+    assert run_pretrain(tmp_path / "run", [*data, *cached(path), "data.num_views=2"]) == 0
+
+
 def change_json(path: Path, **entries: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
@@ -314,6 +388,24 @@ def test_photos_broken_at_writing_are_skipped_alike(tmp_path: Path) -> None:
         path.write_bytes(b"no image")
     code, said = cache_says("write", [*data, f"cache.path={tmp_path}/hopeless"], tmp_path)
     assert code == 2 and "photos cannot be used, more than cache.max_broken_rate=0.01" in said
+
+
+def test_verify_speaks_of_photos_that_were_or_became_broken(tmp_path: Path) -> None:
+    photos = write_folder(tmp_path / "photos", 20)
+    first, second = sorted(photos.rglob("*.jpg"))[3:5]
+    whole = first.read_bytes()
+    first.write_bytes(b"no image")
+    data = ["data=image_folder", f"data.root={photos}", f"cache.path={tmp_path}/targets", "verify_photos=20"]
+    code, said = cache_says("write", data, tmp_path)
+    assert code == 0 and f"2 targets are missing, the first of {first}" in said
+    assert run_cache("verify", data) == 0
+    first.write_bytes(whole)
+    code, said = cache_says("verify", data, tmp_path)
+    assert code == 2 and "it was broken when the cache was written, and can be read now. Delete" in said
+    first.write_bytes(b"no image")
+    second.write_bytes(b"no image")
+    code, said = cache_says("verify", data, tmp_path)
+    assert code == 2 and "the photo cannot be read any more" in said
 
 
 def test_verify_knows_another_teacher(made: tuple[list[str], Path], tmp_path: Path) -> None:

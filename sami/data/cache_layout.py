@@ -61,7 +61,7 @@ def own_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
         ValueError: the array's task numbers have gaps, so that some shares would have nobody.
     """
     rank, world_size = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"
-    if "WORLD_SIZE" in environment:
+    if "RANK" in environment and "WORLD_SIZE" in environment:  # sbatch scripts often export the second alone
         rank, world_size = "RANK", "WORLD_SIZE"
     number, count = int(environment.get(rank, 0)), int(environment.get(world_size, 1))
     if "SLURM_ARRAY_TASK_ID" in environment:

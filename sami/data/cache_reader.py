@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from sami.data.cache_layout import CacheLayout
-from sami.data.cache_manifest import compare, open_manifest, record_format
+from sami.data.cache_manifest import open_manifest, record_format
+from sami.data.cache_recipe import compare
 from sami.data.sources import Photo, Source
 from sami.data.transforms import BrokenImage, fit_longest, photo_checksum
 
 TARGET = "target_"  # begins the names of a batch's entries that come from a cache
+SAME_IN_SPLITS = ("kind", "teacher", "teacher_weights", "precision", "width", "storage", "channels", "basis")
 
 
 class CacheReader:

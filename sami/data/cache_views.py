@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from sami.data.cache_layout import ShardPart
@@ -19,6 +20,7 @@ from sami.data.transforms import (
     RandomCrops,
     center_crop_box,
     crop_and_resize,
+    fit_longest,
     image_size,
     photo_checksum,
     resize_and_pad,
@@ -31,8 +33,8 @@ Place = tuple[int, int, int]  # unit, row, view
 class ViewsToCache(Dataset):
     """Photos as the teacher is to see them, by place; broken ones are black.
 
-    A batch holds `image` uint8 [B, 3, S, S], `head`, an array of dtype `HEAD` [B], `places`, and `broken`, a list
-    of (where, why).
+    A batch holds `image` uint8 [B, 3, S, S], `head`, an array of dtype `HEAD` [B], `places` and `keys`, lists of B,
+    and `broken`, a list of (where, why).
 
     Args:
         source: where photos come from.
@@ -51,7 +53,7 @@ class ViewsToCache(Dataset):
         if self.whole:
             return {"version": TRANSFORM_VERSION, "whole": "longest side, padded"}
         if self.crops is None:
-            return {"version": TRANSFORM_VERSION, "center": EvalViews.center}
+            return describe_center()
         return describe_crops(self.crops, seed=self.seed)
 
     def __getitems__(self, places: list[Place]) -> Batch:
@@ -78,7 +80,22 @@ class ViewsToCache(Dataset):
             for name, value in {"photo": photo_checksum(photo.image), "size": size, "box": box, "flip": flip}.items():
                 head[index][name] = value
             head[index]["valid"] = True
-        return {"image": image, "head": head, "places": places, "broken": broken}
+        keys = [self.source.key(unit, row) for unit, row, _ in places]
+        return {"image": image, "head": head, "places": places, "keys": keys, "broken": broken}
+
+    def counted_tokens(self, head: np.ndarray, grid: tuple[int, int]) -> Tensor:
+        """[B, N] bool: the tokens that show a photo; not those of broken ones, and not the padding around whole ones.
+
+        Args:
+            head: of a batch.
+            grid: tokens of an image.
+        """
+        counted = torch.zeros(len(head), *grid, dtype=torch.bool)
+        for one, entry in zip(counted, head, strict=True):
+            if entry["valid"]:
+                height, width = fit_longest(entry["size"].tolist(), self.side) if self.whole else (self.side, self.side)
+                one[: -(-height * grid[0] // self.side), : -(-width * grid[1] // self.side)] = True
+        return counted.flatten(1)
 
 
 class ShardSampler(Sampler[list[Place]]):
@@ -98,6 +115,11 @@ class ShardSampler(Sampler[list[Place]]):
 
     def __len__(self) -> int:
         return sum(-(-part.num_photos // self.batch_size) for part in self.parts)
+
+
+def describe_center() -> dict[str, Any]:
+    """What the views of validation depend on."""
+    return {"version": TRANSFORM_VERSION, "center": EvalViews.center}
 
 
 def describe_crops(crops: RandomCrops, *, seed: int) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sami.data.cache_reader import CacheReader
-from sami.data.cache_views import describe_crops
+from sami.data.cache_reader import SAME_IN_SPLITS, CacheReader
+from sami.data.cache_views import describe_center, describe_crops
 from sami.data.order import ShuffledOrder
 from sami.data.sample import write_sample
 from sami.data.sources import FolderSource, ShardSource, Source
@@ -86,15 +86,23 @@ class PhotoData(pl.LightningDataModule):
         """
         train = CacheReader(folder / "train", self.train_source)
         val = CacheReader(folder / "val", self.val_source) if self.val_source else None
+        if val:  # one codec decodes both
+            val.check({name: train.manifest[name] for name in SAME_IN_SPLITS})
         if not train.holds_maps:
             side = self.view["side"]
             views = {"image_size": side, "grid": [side // patch_size] * 2}
             train.check({**views, "transform": describe_crops(self.crops, seed=train.manifest["transform"]["seed"])})
             if val:
-                val.check(views)
+                val.check({**views, "transform": describe_center()})
             if (self.num_views or 1) > train.num_views:
                 raise ValueError(f"data.num_views={self.num_views}, but the cache {folder} holds {train.num_views}")
         return train, val
+
+    @property
+    def views_per_photo(self) -> int | None:
+        """Fixed views that take turns in the epochs of training; None if each is fresh."""
+        fixed = self.train_cache is not None and not self.train_cache.holds_maps
+        return self.num_views or (self.train_cache.num_views if fixed else None)
 
     @property
     def num_photos(self) -> int:
@@ -110,7 +118,7 @@ class PhotoData(pl.LightningDataModule):
         order = ShuffledOrder(
             self.train_source.counts, seed=self.seed, window=self.shuffle_window, epoch_size=self.epoch_size
         )
-        kind = {"crops": self.crops, "num_views": self.num_views, "cache": self.train_cache}
+        kind = {"crops": self.crops, "num_views": self.views_per_photo, "cache": self.train_cache}
         return TrainViews(self.train_source, order, **self.view, **kind)
 
     def eval_views(self) -> EvalViews:

@@ -5,6 +5,7 @@ S pixels per side of the view
 
 import io
 import math
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def decode(data: bytes, *, min_scale: float = 1.0) -> np.ndarray:
                 return np.asarray(picture, dtype=np.uint16).__rshift__(8).astype(np.uint8)[..., None].repeat(3, axis=2)
             return np.asarray(picture.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError, ...
-        raise BrokenImage(f"{type(error).__name__}: {error}") from error
+        raise BrokenImage(reason(error)) from error
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -88,8 +89,13 @@ def image_size(data: bytes) -> tuple[int, int]:
             with Image.open(io.BytesIO(data)) as picture:
                 width, height = picture.size
     except Exception as error:
-        raise BrokenImage(f"{type(error).__name__}: {error}") from error
+        raise BrokenImage(reason(error)) from error
     return height, width
+
+
+def reason(error: Exception) -> str:
+    """What a decoder said, without the address of the buffer it was given: the same each time."""
+    return re.sub(" <_io.BytesIO object at 0x[0-9a-f]+>", "", f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class TrainViews(Dataset):
         crops: how views are drawn.
         num_views: None draws a fresh view each time. A number K fixes K views of each photo, which take turns, an
             epoch each: what a cache with K views of this seed holds.
-        cache: targets; one of views brings the views too: all that it holds, or the first `num_views`.
+        cache: targets; one of views brings its first `num_views` views too.
     """
 
     max_substitutes = 50
@@ -90,7 +90,7 @@ class TrainViews(Dataset):
             return
         raise ValueError(
             f"{1 + self.max_substitutes} photos in a row cannot be used, the last is {batch['broken'][-1][0]} "
-            f"({batch['broken'][-1][1]}): this is not a data set of images"
+            f"({batch['broken'][-1][1]})"
         )
 
     def take_view(
@@ -98,7 +98,7 @@ class TrainViews(Dataset):
     ) -> tuple[Box, bool]:
         """The crop box and flip of a photo in an epoch. Its target, if there is a cache, goes into the batch."""
         if self.cache is not None and not self.cache.holds_maps:
-            record = self.cache.read_for(photo, *place, epoch % (self.num_views or self.cache.num_views))
+            record = self.cache.read_for(photo, *place, epoch % self.num_views)
             self.cache.fill(batch, index, record, record["box"], flip=record["flip"])
             return tuple(record["box"].tolist()), bool(record["flip"])
         if self.num_views is None:

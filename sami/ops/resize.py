@@ -46,7 +46,10 @@ def area_crop(features: Tensor, regions: Tensor, size: tuple[int, int], flip: Te
     columns = interval_weights(left, right, w, size[1])  # [B, gw, w]
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     with torch.autocast(features.device.type, enabled=False):
-        return rows.unsqueeze(1) @ features.float() @ columns.transpose(1, 2).unsqueeze(1)
+        C = features.shape[1]
+        bands = rows @ features.float().transpose(1, 2).flatten(2)  # [B, gh, C * w]
+        cells = bands.unflatten(2, (C, w)).flatten(1, 2) @ columns.transpose(1, 2)  # [B, gh * C, gw]
+        return cells.unflatten(1, (size[0], C)).transpose(1, 2)
 
 
 def interval_weights(start: Tensor, end: Tensor, given: int, wanted: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sami.data.cache_manifest import manifest_digest, open_manifest
+from sami.data.cache_manifest import open_manifest, recipe_digest
 from sami.data.cache_reader import TARGET
 from sami.models.target_codec import TargetCodec
 from sami.models.teachers import Statistics, Teacher
@@ -38,14 +38,14 @@ class CachedTeacher(Teacher):
             raise ValueError(f"teacher.name={name}, but the cache {path} holds targets of {teacher_name(manifest)}")
         self.codec, self.width = build_codec(manifest), manifest["width"]
         self.grid, self.holds_maps = tuple(manifest["grid"]), manifest["kind"] == "maps"
-        self.digest = manifest_digest(manifest)
+        self.digest = recipe_digest(manifest)
         mean, variance = (torch.tensor(manifest["statistics"][key]) for key in ("mean", "variance"))
         self.statistics = Statistics(mean, variance, manifest["statistics"]["tokens"])
         self.description = describe(manifest)
 
     @property
     def fingerprint(self) -> str:
-        """Of the cache, which stands for the weights behind it."""
+        """Of what the cache is made from."""
         return self.digest
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:

@@ -24,11 +24,11 @@ from sami.targets.write import Work, write_split
 
 
 def write_drawn(folder: Path, photos: DrawnPhotos, teacher: Teacher, setting: Setting, *, num_workers: int) -> Work:
-    """Writes a cache of one int8 view of each photo, and says how busy the teacher was."""
+    """Writes a cache of int8 views, twenty batches of them, and says how busy the teacher was."""
     options = CacheOptions(
         path=str(folder),
         kind="views",
-        num_views=1,
+        num_views=-(-20 * setting.batch_size // sum(photos.counts)),
         storage="int8",
         channels=None,
         map_size=1024,

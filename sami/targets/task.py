@@ -3,6 +3,7 @@
 B images   S pixels per side   N tokens   E target width
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,27 +13,21 @@ import torch
 from torch import Tensor
 
 from sami.data.cache_layout import CacheLayout, ShardPart
-from sami.data.cache_manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
-    Recipe,
-    claim_cache,
-    finish_cache,
-    is_written,
-    read_manifest,
-)
+from sami.data.cache_manifest import finish_cache, read_manifest, read_note
 from sami.data.cache_reader import describe_photos
+from sami.data.cache_recipe import FORMAT_VERSION, Recipe, claim_cache, find_recipe
 from sami.data.cache_views import ViewsToCache
 from sami.data.order import locate_in_file_order
 from sami.data.photos import ViewLoader
 from sami.data.transforms import normalize, normalize_padded
 from sami.data.views import Batch
 from sami.methods.progress import say
+from sami.models.target_codec import STORAGES
 from sami.models.teachers import Teacher
 from sami.ops.pca import fit_pca
 
 KINDS = ("views", "maps")
-AUTOCAST = {"32": None, "32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+AUTOCAST = {32: None, "32": None, "32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 PCA_TOKENS = 50_000  # enough for a covariance of 1,280 channels, if they come from
 PCA_PHOTOS = 64  # at least
 
@@ -64,7 +59,7 @@ class CacheOptions:
     storage: str
     channels: int | None
     map_size: int
-    precision: str
+    precision: str | int
     batch_size: int
     shard_size: int
     num_workers: int
@@ -73,11 +68,14 @@ class CacheOptions:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"cache.kind={self.kind!r}: choose {' or '.join(KINDS)}")
+        if self.storage not in STORAGES:
+            raise ValueError(f"cache.storage={self.storage!r}: choose {', '.join(STORAGES)}")
         if self.precision not in AUTOCAST:
-            raise ValueError(f"cache.precision={self.precision!r}: choose {', '.join(AUTOCAST)}")
-        for name in ("num_views", "batch_size", "shard_size", "map_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"cache.{name}={getattr(self, name)}: give a number from 1")
+            raise ValueError(f"cache.precision={self.precision!r}: choose {', '.join(map(str, AUTOCAST))}")
+        for name in ("num_views", "batch_size", "shard_size", "map_size", "channels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"cache.{name}={value}: give a number from 1")
         if self.num_views > 100:
             raise ValueError(f"cache.num_views={self.num_views}: give at most 100, shards number them by two digits")
 
@@ -91,7 +89,7 @@ class RunningTeacher:
         device: where it runs.
     """
 
-    def __init__(self, network: Teacher, *, precision: str, device: torch.device) -> None:
+    def __init__(self, network: Teacher, *, precision: str | int, device: torch.device) -> None:
         self.network, self.device = network.to(device), device
         self.dtype = AUTOCAST[precision]
 
@@ -118,7 +116,7 @@ class CacheTask:
         teacher_settings: how it was built, without where its weights lie; part of the recipe.
 
     Raises:
-        ValueError: the images are no whole number of the teacher's patches.
+        ValueError: the images are no whole number of the teacher's patches, or more channels are asked for than it has.
     """
 
     def __init__(
@@ -126,6 +124,8 @@ class CacheTask:
     ) -> None:
         if views.side % teacher.patch_size:
             raise ValueError(f"images of {views.side} pixels are no whole number of patches of {teacher.patch_size}")
+        if (options.channels or 0) > teacher.width:
+            raise ValueError(f"cache.channels={options.channels}: targets have {teacher.width}; null keeps all of them")
         self.split, self.options, self.views = split, options, views
         self.teacher, self.teacher_settings = teacher, teacher_settings
         self.folder, self.source = Path(options.path, split), views.source
@@ -155,7 +155,7 @@ class CacheTask:
             "split": self.split,
             "teacher": self.teacher_settings,
             "teacher_weights": self.teacher.fingerprint,
-            "precision": self.options.precision,
+            "precision": str(self.options.precision),
             "image_size": self.views.side,
             "grid": list(self.grid),
             "width": self.teacher.width,
@@ -170,24 +170,37 @@ class CacheTask:
         """Begins this split, or continues it; `basis` is taken where one is given, else measured if one is needed.
 
         Raises:
-            ValueError: see `claim_cache`; or the cache is complete with more views than are asked for.
+            ValueError: see `check_claim` and `claim_cache`.
         """
-        if (self.folder / MANIFEST).exists():
+        self.check_claim()
+        return claim_cache(self.folder, self.describe(), basis, lambda: self.fit_basis(running))
+
+    def check_claim(self) -> None:
+        """Refuses what `claim` would refuse later.
+
+        Raises:
+            ValueError: the cache is made from something else, or holds more views than are asked for.
+        """
+        find_recipe(self.folder, self.describe())
+        held = 0
+        with suppress(ValueError):  # no manifest, or a damaged one, which is written again
             held = read_manifest(self.folder)["num_views"]
-            if held > self.num_views:
-                raise ValueError(
-                    f"{self.folder} holds {held} views, cache.num_views={self.num_views} would drop some. Training "
-                    f"takes fewer of them with data.num_views={self.num_views}"
-                )
-        return claim_cache(self.folder, self.describe(), lambda: basis or self.fit_basis(running))
+        if held > self.num_views:
+            raise ValueError(
+                f"{self.folder} holds {held} views, cache.num_views={self.num_views} would drop some. Training "
+                f"takes fewer of them with data.num_views={self.num_views}"
+            )
 
     def fit_basis(self, running: RunningTeacher) -> list | None:
         """Mean and components of the targets of some photos, spread over all; None where all channels are kept."""
-        if self.options.channels is None:
+        if self.channels == self.teacher.width:
             return None
         num_photos = max(PCA_PHOTOS, -(-PCA_TOKENS // (self.grid[0] * self.grid[1])))
         say(f"measuring principal components on {num_photos} photos")
-        tokens = [running(batch, whole=self.views.whole).cpu().flatten(0, 1) for batch in self.sample(num_photos)]
+        tokens = []
+        for batch in self.sample(num_photos):
+            counted = self.views.counted_tokens(batch["head"], self.grid)  # [B, N]
+            tokens.append(running(batch, whole=self.views.whole).cpu()[counted])
         return [part.tolist() for part in fit_pca(torch.cat(tokens), self.channels)]
 
     def sample(self, num_photos: int) -> ViewLoader:
@@ -202,7 +215,7 @@ class CacheTask:
         """The shards of this share (number, count) that are not written yet."""
         number, count = share
         mine = list(self.layout.shards(self.num_views))[number::count]
-        return [part for part in mine if not is_written(self.folder, part)]
+        return [part for part in mine if read_note(self.folder, part) is None]
 
     def finish(self) -> int:
         """Completes the split if all its shards are there. How many are not."""

@@ -12,24 +12,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from sami.data.cache_layout import ShardPart
-from sami.data.cache_manifest import record_format, write_note
+from sami.data.cache_manifest import TOTALS, record_format, write_note
 from sami.data.cache_records import EXTENSION, MAX_NAME, RecordFormat
 from sami.data.cache_views import ShardSampler
 from sami.data.photos import ViewLoader
 from sami.data.write_shards import write_shard
 from sami.methods.preemption import Preempted
+from sami.methods.progress import say
 from sami.methods.throughput import StageClock
-from sami.models.target_codec import TargetCodec
 from sami.targets.cached import build_codec
+from sami.targets.encode import arrive, encode_and_measure, to_host
 from sami.targets.task import CacheTask, RunningTeacher
 
 PATIENCE = 10  # broken photos before their rate counts
-SUMS = ("views", "tokens", "cosine", "squared_error", "sum", "sum_of_squares")
 
 
 @dataclass
@@ -74,38 +73,17 @@ def write_split(
     ):
         for batch in loader:
             if stop.is_set():
+                say(f"asked to stop: {task.folder} keeps its finished shards; the same command continues")
                 raise Preempted
             with clock("teacher"):
                 target = running(batch, whole=task.views.whole)  # [B, N, E]
             work.views += len(target)
-            writer.put(batch, *encode_and_measure(codec, target, torch.from_numpy(batch["head"]["valid"])))
-    work.seconds, work.teaching = time.perf_counter() - begin, clock.collect().get("teacher", 0.0)
+            counted = task.views.counted_tokens(batch["head"], task.grid)  # [B, N]
+            writer.put(batch, *encode_and_measure(codec, target, counted))
+            if work.views % (100 * task.options.batch_size) == 0:
+                work.teaching += clock.collect()["teacher"]
+    work.seconds, work.teaching = time.perf_counter() - begin, work.teaching + clock.collect().get("teacher", 0.0)
     return work
-
-
-def encode_and_measure(
-    codec: TargetCodec, target: Tensor, valid: Tensor
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What is stored of [B, N, E], and per image: sums over its tokens and what storing costs.
-
-    Of images that are not `valid` [B] all is zero.
-    """
-    stored = codec.encode(target)
-    decoded = codec.decode(stored)
-    valid = valid.to(target.device)
-    cosine = torch.cosine_similarity(decoded, target, dim=2).mean(dim=1)  # [B]
-    squared_error = (decoded - target).square().sum(dim=(1, 2), dtype=torch.float64)
-    squares = target.square().sum(dim=1, dtype=torch.float64)  # [B, E]
-    figures = {
-        "cosine": torch.where(valid, cosine.double(), 0),
-        "relative_error": torch.where(valid, (squared_error / squares.sum(dim=1).clamp_min(1e-30)).sqrt(), 0),
-        "squared_error": torch.where(valid, squared_error, 0),
-        "sum": torch.where(valid[:, None], target.sum(dim=1, dtype=torch.float64), 0),
-        "sum_of_squares": torch.where(valid[:, None], squares, 0),
-        "tokens": valid * target.shape[1],
-        "views": valid.long(),
-    }
-    return stored, figures
 
 
 class ShardWriter:
@@ -145,10 +123,12 @@ class ShardWriter:
 
     def put(self, batch: dict[str, Any], stored: dict[str, Tensor], figures: dict[str, Tensor]) -> None:
         """Hands over a batch; waits while three are waiting."""
+        device = stored["values"].device
+        item = (batch, to_host(stored, device), to_host(figures, device))
         while True:
             self.check()
             try:
-                return self.batches.put((batch, stored, figures), timeout=1)
+                return self.batches.put(item, timeout=1)
             except queue.Full:
                 continue
 
@@ -156,7 +136,7 @@ class ShardWriter:
         """The thread's body."""
         try:
             for part in self.parts:
-                note: dict[str, Any] = dict.fromkeys(SUMS, 0) | {"skipped": {}}
+                note: dict[str, Any] = dict.fromkeys(TOTALS, 0) | {"skipped": {}}
                 note |= {"worst_cosine": 1.0, "worst_relative_error": 0.0}
                 write_shard(self.task.folder / part.name, self.samples(part, note))
                 size = (self.task.folder / part.name).stat().st_size
@@ -177,9 +157,8 @@ class ShardWriter:
         rows = iter(range(part.first_row, part.first_row + part.num_photos))
         written = 0
         while written < part.num_photos:
-            batch, stored, figures = self.take()
-            stored = {name: tensor.cpu().numpy() for name, tensor in stored.items()}  # waits for the device
-            figures = {name: tensor.cpu().numpy() for name, tensor in figures.items()}
+            batch, *copies = self.take()
+            stored, figures = (arrive(*copy) for copy in copies)
             add_figures(note, figures)
             note["skipped"] |= dict(batch["broken"])
             self.count_broken(batch)
@@ -191,11 +170,11 @@ class ShardWriter:
                 except ValueError as error:
                     where = f"{self.task.source.name(part.unit, row)}, view {part.view}"
                     raise ValueError(f"{where}: {error}") from error
-                yield {"__key__": record_key(self.task.source.key(part.unit, row), row), EXTENSION: data}
+                yield {"__key__": record_key(batch["keys"][index], row), EXTENSION: data}
             written += len(batch["head"])
             self.progress.update(len(batch["head"]))
 
-    def take(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    def take(self) -> tuple[Any, ...]:
         """What was put first. Raises InterruptedError where nothing more will come."""
         while True:
             try:
@@ -218,7 +197,7 @@ class ShardWriter:
 
 def add_figures(note: dict[str, Any], figures: dict[str, np.ndarray]) -> None:
     """Adds the figures of a batch to those of its shard."""
-    for name in SUMS:
+    for name in TOTALS:
         note[name] = note[name] + figures[name].sum(axis=0)
     valid = figures["views"] > 0
     note["worst_cosine"] = min([note["worst_cosine"], *figures["cosine"][valid]])

@@ -12,17 +12,15 @@ import pytest
 from sami.data.cache_layout import CacheLayout, ShardPart
 from sami.data.cache_manifest import (
     MANIFEST,
-    RECIPE,
-    claim_cache,
-    compare,
     finish_cache,
-    is_written,
-    manifest_digest,
     open_manifest,
     read_manifest,
+    read_note,
+    recipe_digest,
     record_format,
     write_note,
 )
+from sami.data.cache_recipe import RECIPE, claim_cache, compare
 from sami.data.cache_records import EXTENSION, HEAD
 from sami.data.write_shards import write_shard
 
@@ -56,7 +54,7 @@ def write_part(folder: Path, part: ShardPart) -> None:
 
 
 def write_all(folder: Path) -> list[ShardPart]:
-    claim_cache(folder, RECIPE_HERE, lambda: None)
+    claim_cache(folder, RECIPE_HERE, None, lambda: None)
     parts = list(LAYOUT.shards(NUM_VIEWS))
     for part in parts:
         write_part(folder, part)
@@ -71,7 +69,7 @@ def begin_together(folder: Path, number: int, barrier, results) -> None:
         time.sleep(0.05 * number)
         return [[float(number)] * E, [[float(number)]] * E]
 
-    results.put(claim_cache(folder, RECIPE_HERE, fit_basis)["basis"])
+    results.put(claim_cache(folder, RECIPE_HERE, None, fit_basis)["basis"])
 
 
 def test_of_many_that_begin_at_once_all_take_the_basis_of_the_first(tmp_path: Path) -> None:
@@ -91,17 +89,17 @@ def test_a_cache_is_continued_with_the_basis_it_has(tmp_path: Path) -> None:
     def never() -> None:
         raise AssertionError("measured again")
 
-    begun = claim_cache(tmp_path / "new" / "train", RECIPE_HERE, lambda: [[1.5], [[0.1]]])
+    begun = claim_cache(tmp_path / "new" / "train", RECIPE_HERE, None, lambda: [[1.5], [[0.1]]])
     assert begun == {**RECIPE_HERE, "basis": [[1.5], [[0.1]]]}
     as_given = {**RECIPE_HERE, "grid": (2, 2)}  # JSON knows no tuples
-    assert claim_cache(tmp_path / "new" / "train", as_given, never) == begun
+    assert claim_cache(tmp_path / "new" / "train", as_given, None, never) == begun
 
 
 def test_differences_are_named(tmp_path: Path) -> None:
-    claim_cache(tmp_path, RECIPE_HERE, lambda: None)
+    claim_cache(tmp_path, RECIPE_HERE, None, lambda: None)
     other = {**RECIPE_HERE, "grid": [4, 4], "teacher": {"name": "hog", "size": {"depth": 2}}, "precision": "32"}
     with pytest.raises(ValueError) as error:
-        claim_cache(tmp_path, other, lambda: None)
+        claim_cache(tmp_path, other, None, lambda: None)
     lines = str(error.value).splitlines()
     assert lines[0] == f"{tmp_path} is a cache made from something else:" and "cache.path" in lines[-1]
     assert [line.strip() for line in lines[1:-1]] == [
@@ -122,7 +120,7 @@ def test_comparison_reaches_every_depth() -> None:
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot write into .*file/train \(Not a directory\): give a folder of yours"):
-        claim_cache(tmp_path / "file" / "train", RECIPE_HERE, lambda: None)
+        claim_cache(tmp_path / "file" / "train", RECIPE_HERE, None, lambda: None)
 
 
 def test_other_versions_are_named(tmp_path: Path) -> None:
@@ -133,7 +131,7 @@ def test_other_versions_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps({**content, "format": 2}))
     message = r"{}/{} has format 2, this version reads and writes format 1"
     with pytest.raises(ValueError, match=message.format(tmp_path, RECIPE)):
-        claim_cache(tmp_path, RECIPE_HERE, lambda: None)
+        claim_cache(tmp_path, RECIPE_HERE, None, lambda: None)
     with pytest.raises(ValueError, match=message.format(tmp_path, MANIFEST)):
         read_manifest(tmp_path)
 
@@ -143,7 +141,7 @@ def test_damaged_files_are_named(tmp_path: Path, content: str) -> None:
     for name in (RECIPE, MANIFEST):
         (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=rf"{tmp_path}/{RECIPE} is damaged"):
-        claim_cache(tmp_path, RECIPE_HERE, lambda: None)
+        claim_cache(tmp_path, RECIPE_HERE, None, lambda: None)
     with pytest.raises(ValueError, match=rf"{tmp_path}/{MANIFEST} is damaged"):
         open_manifest(tmp_path)
 
@@ -151,13 +149,13 @@ def test_damaged_files_are_named(tmp_path: Path, content: str) -> None:
 def test_a_shard_counts_once_it_and_its_note_are_whole(tmp_path: Path) -> None:
     part = next(LAYOUT.shards(1))
     shard = tmp_path / part.name
-    assert not is_written(tmp_path, part)
+    assert read_note(tmp_path, part) is None
     write_part(tmp_path, part)
-    assert is_written(tmp_path, part)
+    assert read_note(tmp_path, part) is not None
     for damage in (lambda: shard.write_bytes(shard.read_bytes()[:-1]), shard.unlink, shard.with_suffix(".json").unlink):
         write_part(tmp_path, part)
         damage()
-        assert not is_written(tmp_path, part)
+        assert read_note(tmp_path, part) is None
 
 
 def test_nothing_is_finished_while_a_shard_is_missing(tmp_path: Path) -> None:
@@ -220,7 +218,9 @@ def test_the_digest_tells_caches_apart(tmp_path: Path) -> None:
     write_all(tmp_path)
     finish_cache(tmp_path, LAYOUT, NUM_VIEWS)
     manifest = open_manifest(tmp_path)
-    digest = manifest_digest(manifest)
-    assert len(digest) == 16 and digest == manifest_digest(dict(reversed(manifest.items())))
-    manifest["shards"]["view01-000000.tar"]["sha256"] = "0"
-    assert manifest_digest(manifest) != digest
+    digest = recipe_digest(manifest)
+    assert len(digest) == 16 and digest == recipe_digest(dict(reversed(manifest.items())))
+    manifest["shards"]["view01-000000.tar"]["sha256"] = "0"  # made again, on another machine
+    assert recipe_digest(manifest) == digest
+    manifest["teacher"]["size"]["depth"] = 3
+    assert recipe_digest(manifest) != digest
