@@ -38,7 +38,7 @@ class TrainViews(Dataset):
         crops: how views are drawn.
         num_views: None draws a fresh view each time. A number K fixes K views of each photo, which take turns, an
             epoch each: what a cache with K views of this seed holds.
-        cache: targets; one of views brings its first `num_views` views too.
+        cache: targets; one of views brings its first `num_views` views too, and needs the number.
     """
 
     max_substitutes = 50

@@ -60,8 +60,9 @@ class CachedBatches:
         order = ShuffledOrder(photos.counts, seed=0, window=1, epoch_size=sum(photos.counts))
         num_tokens = (setting.image_size // 16) ** 2
         reader = CacheReader(folder / "train", photos)
+        views_of_cache = {"cache": reader, "num_views": reader.num_views}
         views = TrainViews(
-            photos, order, seed=0, side=setting.image_size, num_tokens=num_tokens, crops=CROPS, cache=reader
+            photos, order, seed=0, side=setting.image_size, num_tokens=num_tokens, crops=CROPS, **views_of_cache
         )
         endless = PositionSampler(batch_size=setting.batch_size, rank=0, world_size=1, num_batches=10**9, first_batch=0)
         self.stream = iter(ViewLoader(views, endless, num_workers=num_workers))

@@ -10,7 +10,7 @@ from sami.methods.standardize import ChannelStatistics
 class Pooled(nn.Module):
     """A teacher of 5 channels of very different scale."""
 
-    width = 5
+    width, statistics = 5, None
 
     def forward(self, batch: dict) -> torch.Tensor:
         image = nn.functional.avg_pool2d(batch["image"], 16).flatten(2).transpose(1, 2)  # [B, 4, 3]
