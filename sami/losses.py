@@ -1,12 +1,17 @@
 """What is minimised.
 
 B images   N tokens   M masked tokens   E target width
+Q objects per image   K candidate masks   h w low-resolution masks   H W masks
 """
 
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sami.ops.masking import MaskSplit, take_tokens
+from sami.ops.masks import enlarge, mask_iou
 
 
 def feature_loss(prediction: Tensor, target: Tensor, split: MaskSplit, *, distance: str, tokens: str) -> Tensor:
@@ -33,3 +38,66 @@ def feature_loss(prediction: Tensor, target: Tensor, split: MaskSplit, *, distan
     if distance == "cosine":
         return 1 - F.cosine_similarity(prediction.float(), target.float(), dim=-1).mean()
     raise ValueError(f"loss_distance={distance!r}: choose mse or cosine")
+
+
+class MaskLoss(NamedTuple):
+    """The loss of predicted masks and its parts, each a mean over images of the mean over their objects."""
+
+    total: Tensor
+    focal: Tensor
+    dice: Tensor
+    iou: Tensor
+
+
+def mask_loss(
+    low_res_masks: Tensor,
+    iou_predictions: Tensor,
+    masks: Tensor,
+    valid: Tensor,
+    *,
+    focal_weight: float = 20.0,
+    dice_weight: float = 1.0,
+    iou_weight: float = 1.0,
+) -> MaskLoss:
+    """SAM's loss: focal and dice of the best of K candidates, and the error of the predicted IoU (arXiv:2304.02643).
+
+    The best candidate is that of lowest weighted focal and dice; the others learn nothing from this object but what
+    their own IoU is. (The paper does not say whether it trains the IoU of all candidates or of the best: choosing
+    among them at inference needs all.) Means are over objects of an image, then over images, so that the gradient
+    does not depend on which images share a device.
+
+    Args:
+        low_res_masks: [B, Q, K, h, w] logits, enlarged bilinearly to the size of the masks.
+        iou_predictions: [B, Q, K].
+        masks: [B, Q, H, W] bool.
+        valid: [B, Q] bool; other objects count nothing.
+        focal_weight, dice_weight, iou_weight: 20 : 1 : 1 (App. A).
+    """
+    logits = enlarge(low_res_masks.float(), masks.shape[-2:])  # [B, Q, K, H, W]
+    truth = masks.unsqueeze(2)  # [B, Q, 1, H, W]
+    focal, dice = focal_loss(logits, truth), dice_loss(logits, truth)  # [B, Q, K] each
+    best = (focal_weight * focal + dice_weight * dice).argmin(dim=-1, keepdim=True)
+    measured = mask_iou(logits.detach() > 0, truth)  # [B, Q, K]
+    error = (iou_predictions.float() - measured).square().mean(dim=-1)  # [B, Q]
+    weight = valid / valid.sum(dim=1, keepdim=True).clamp(min=1) / len(valid)  # [B, Q]
+    # where, since padded prompts may hold anything, and 0 * inf is not 0
+    focal, dice, iou = (
+        torch.where(valid, part, 0.0).mul(weight).sum()
+        for part in (focal.gather(-1, best)[..., 0], dice.gather(-1, best)[..., 0], error)
+    )
+    return MaskLoss(focal_weight * focal + dice_weight * dice + iou_weight * iou, focal, dice, iou)
+
+
+def focal_loss(logits: Tensor, masks: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """[..., H, W], bool of a shape that broadcasts -> [...]: mean over pixels (arXiv:1708.02002, Eq. 5)."""
+    signed = torch.where(masks, logits, -logits)  # how strongly the pixel is called what it is
+    balance = torch.where(masks, alpha, 1 - alpha)
+    return (balance * torch.sigmoid(-signed) ** gamma * F.softplus(-signed)).mean(dim=(-2, -1))
+
+
+def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """[..., H, W], bool of a shape that broadcasts -> [...]: 1 - 2 overlap / sum of areas, each + 1 (1606.04797)."""
+    probability = logits.sigmoid()
+    overlap = torch.where(masks, probability, 0.0).sum(dim=(-2, -1))
+    areas = probability.sum(dim=(-2, -1)) + masks.sum(dim=(-2, -1))
+    return 1 - (2 * overlap + 1) / (areas + 1)

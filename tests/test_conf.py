@@ -17,6 +17,11 @@ GROUPS = [
     for path in sorted(Path(CONF).glob("*/*.yaml"))
     if path.parent.name not in ("experiment", "hydra")
 ]
+FINETUNE_GROUPS = {"segmenter", "protocol"}
+FINETUNE_CHOICES = {  # of groups that both stages have
+    *("data=masked_sample", "data=sa1b", "data=coco", "method=efficient_sam", "callbacks=finetune"),
+    *("schedule=builtin_finetune", "schedule=paper_finetune"),
+}
 SHARDS = "data.train=shards"
 DATA = {"vit_t_small": "data.root=photos"}  # what an experiment needs besides its name, where it is not shards
 
@@ -52,14 +57,16 @@ def check_signatures(cfg: DictConfig) -> None:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiments_compose(experiment: str) -> None:
-    cfg = compose_config([f"+experiment={experiment}", DATA.get(experiment, SHARDS)])
+    entry = "finetune" if experiment.startswith("finetune/") else "pretrain"
+    cfg = compose_config([f"+experiment={experiment}", DATA.get(experiment, SHARDS)], name=entry)
     check_signatures(cfg)
     assert cfg.name == experiment.replace("/", "_") and cfg.notice is None
 
 
 @pytest.mark.parametrize("choice", GROUPS)
 def test_every_choice_of_every_group_composes(choice: str) -> None:
-    check_signatures(compose_config([choice]))
+    finetune = choice in FINETUNE_CHOICES or choice.partition("=")[0] in FINETUNE_GROUPS
+    check_signatures(compose_config([choice], name="finetune" if finetune else "pretrain"))
 
 
 def test_the_papers_recipe() -> None:
@@ -70,6 +77,19 @@ def test_the_papers_recipe() -> None:
     assert (cfg.method.betas, cfg.method.weight_decay, cfg.method.mask_ratio) == ([0.9, 0.95], 0.05, 0.75)
     assert (cfg.decoder.depth, cfg.decoder.width, cfg.model.image_size, cfg.teacher.name) == (8, 512, 224, "sam_vit_h")
     assert (cfg.method.loss_tokens, cfg.method.loss_distance, cfg.data.flip) == ("all", "mse", 0.5)
+
+
+def test_the_papers_recipe_of_fine_tuning() -> None:
+    """arXiv:2312.00863, Sec. 4.1, and arXiv:2304.02643, App. A, for what "following SAM" stands for."""
+    cfg = compose_config(["+experiment=finetune/vit_s", SHARDS], name="finetune")
+    assert cfg.schedule.base_lr * cfg.schedule.global_batch_size / 256 == pytest.approx(4e-4)
+    assert (cfg.schedule.epochs, cfg.schedule.global_batch_size) == (5, 128)
+    assert (cfg.method.betas, cfg.method.weight_decay, len(cfg.method.train_parts)) == ([0.9, 0.999], 0.1, 3)
+    assert (cfg.model.name, cfg.model.image_size, cfg.model.decoder) == ("efficient_sam_vits", 1024, "sam")
+    assert (cfg.method.focal_weight, cfg.method.dice_weight, cfg.method.iou_weight) == (20, 1, 1)
+    assert 1 + cfg.protocol.num_clicks + cfg.protocol.num_repeats == 11
+    assert (cfg.protocol.box_noise, cfg.protocol.max_box_noise * 1024) == (0.1, 20)
+    assert (cfg.data.max_area, cfg.data.flip, cfg.data.mask_size) == (0.9, 0, None)
 
 
 def test_misspelt_key_and_missing_plus() -> None:

@@ -12,12 +12,13 @@ FLOORS = {
     "models": 1,
     "metrics": 1,
     "data": 1,
+    "predict": 2,
     "methods": 3,
     "targets": 4,
 }  # what is not listed is an entry
 ENTRY = 5
 FORBIDDEN = {"hydra": ENTRY, "omegaconf": ENTRY, "timm": 1, "numpy": 1, "torchmetrics": 1, "wandb": 3}
-TRAINER_FREE = {"ops", "losses", "models", "metrics"}  # what can be used without Lightning
+TRAINER_FREE = {"ops", "losses", "models", "metrics", "predict"}  # what can be used without Lightning
 
 
 def floor_of(module: str) -> tuple[str, int]:

@@ -17,7 +17,8 @@ from sami.data.cache_layout import CacheLayout
 from sami.data.cache_manifest import open_manifest, record_format
 from sami.data.cache_recipe import compare
 from sami.data.sources import Photo, Source
-from sami.data.transforms import BrokenImage, fit_longest, photo_checksum
+from sami.data.transforms import BrokenImage, photo_checksum
+from sami.ops.frames import longest_side_frame
 
 TARGET = "target_"  # begins the names of a batch's entries that come from a cache
 SAME_IN_SPLITS = ("kind", "teacher", "teacher_weights", "precision", "width", "storage", "channels", "basis")
@@ -154,6 +155,6 @@ def map_region(size: Sequence[int], box: Sequence[int], *, side: int, grid: Sequ
     """
     top, left, height, width = box
     corners = np.array([[top, left], [top + height, left + width]], dtype=np.float64)
-    resized = np.array(fit_longest(size, side))
+    resized = np.array(longest_side_frame(size, side).input_size)
     cells = corners * (resized / np.asarray(size)) * (np.asarray(grid) / side)
     return cells.astype(np.float32).reshape(4)

@@ -20,12 +20,12 @@ from sami.data.transforms import (
     RandomCrops,
     center_crop_box,
     crop_and_resize,
-    fit_longest,
     image_size,
     photo_checksum,
     resize_and_pad,
 )
 from sami.data.views import Batch, EvalViews, fixed_view
+from sami.ops.frames import longest_side_frame
 
 Place = tuple[int, int, int]  # unit, row, view
 
@@ -93,7 +93,8 @@ class ViewsToCache(Dataset):
         counted = torch.zeros(len(head), *grid, dtype=torch.bool)
         for one, entry in zip(counted, head, strict=True):
             if entry["valid"]:
-                height, width = fit_longest(entry["size"].tolist(), self.side) if self.whole else (self.side, self.side)
+                frame = longest_side_frame(entry["size"].tolist(), self.side)
+                height, width = frame.input_size if self.whole else (self.side, self.side)
                 one[: -(-height * grid[0] // self.side), : -(-width * grid[1] // self.side)] = True
         return counted.flatten(1)
 

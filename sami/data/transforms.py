@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from sami.ops.frames import longest_side_frame
+
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in [0, 1]; SAM's own are the same times 255
 PIXEL_STD = (0.229, 0.224, 0.225)
 TRANSFORM_VERSION = 1  # of the pixels that `crop_and_resize` and `resize_and_pad` give: kept targets belong to one
@@ -162,26 +164,17 @@ def crop_and_resize(data: bytes, box: tuple[int, int, int, int], side: int, *, f
     return crop.flip(-1) if flip else crop
 
 
-def fit_longest(size: Sequence[int], side: int) -> tuple[int, int]:
-    """(H, W) of an image whose longest side is brought to `side` pixels, rounded as SAM's own preprocessing does."""
-    scale = side / max(size)
-    return tuple(max(1, int(length * scale + 0.5)) for length in size)
-
-
 def resize_and_pad(data: bytes, side: int) -> Tensor:
-    """uint8 [3, S, S]: the whole image, its longest side at S pixels (bilinear, antialiased), in the upper left corner.
+    """uint8 [3, S, S]: the whole image, its longest side at S pixels, in the upper left corner, see `Frame`.
 
     SAM's preprocessing, but for the padding: it is black here and becomes zero in `normalize_padded`.
 
     Raises:
         BrokenImage: see `decode`.
     """
-    pixels = torch.from_numpy(np.array(decode(data))).permute(2, 0, 1)  # [3, H, W], channels last
-    height, width = fit_longest(pixels.shape[1:], side)
-    padded = torch.zeros(3, side, side, dtype=torch.uint8)
-    resized = F.interpolate(pixels.unsqueeze(0), size=(height, width), mode="bilinear", antialias=True)
-    padded[:, :height, :width] = resized[0]
-    return padded
+    pixels = torch.from_numpy(np.array(decode(data))).permute(2, 0, 1).unsqueeze(0)  # [1, 3, H, W], channels last
+    frame = longest_side_frame(tuple(pixels.shape[2:]), side)
+    return frame.pad(frame.resize(pixels))[0]
 
 
 def normalize_padded(image: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
@@ -193,7 +186,7 @@ def normalize_padded(image: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     """
     image = normalize(image)
     for one, size in zip(image, sizes, strict=True):
-        height, width = fit_longest(size, image.shape[-1]) if any(size) else (0, 0)
+        height, width = longest_side_frame(size, image.shape[-1]).input_size if any(size) else (0, 0)
         one[:, height:] = 0
         one[:, :, width:] = 0
     return image

@@ -48,7 +48,8 @@ class Plan(NamedTuple):
 
 
 class Schedule:
-    """Linear warm-up, then a half cosine to zero, per step (arXiv:2312.00863, Sec. 4.1, as MAE).
+    """Linear warm-up, then down to zero, per step: a half cosine (arXiv:2312.00863, Sec. 4.1, as MAE), or in a straight
+    line where the method says so.
 
     Args:
         epochs: of training.
@@ -109,3 +110,10 @@ def lr_factor(step: int, *, warmup_steps: int, max_steps: int) -> float:
         return step / warmup_steps
     progress = (step - warmup_steps) / (max_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def linear_factor(step: int, *, warmup_steps: int, max_steps: int) -> float:
+    """As `lr_factor`, falling in a straight line to zero (arXiv:2312.00863, Sec. 4.1, fine-tuning on SA-1B)."""
+    if step < warmup_steps:
+        return step / warmup_steps
+    return max(0.0, (max_steps - step) / (max_steps - warmup_steps))

@@ -1,7 +1,7 @@
 """How fast training runs, and where its time goes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,7 +46,14 @@ class Throughput(pl.Callback):
     The student's share is what is left: its forward and backward pass, the optimiser, and the trainer around them. On
     a GPU the wait for data is the host's, which may be ahead of the GPU: it is an upper bound of the GPU's own.
     Validation is not counted.
+
+    Args:
+        stages: of the method's clock, by name.
+        rest: what to call the share that is left.
     """
+
+    def __init__(self, stages: Sequence[str] = ("teacher",), rest: str = "student") -> None:
+        self.stages, self.rest = tuple(stages), rest
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.restart(trainer, pl_module)
@@ -72,7 +79,8 @@ class Throughput(pl.Callback):
         stages = pl_module.clock.collect()
         elapsed = time.perf_counter() - self.began
         data = (trainer.train_dataloader.seconds_waited - self.waited) / elapsed
-        teacher = stages.get("teacher", 0.0) / elapsed
+        shares = {stage: stages.get(stage, 0.0) / elapsed for stage in self.stages}
         pl_module.log("speed/images_per_second", self.photos / elapsed, prog_bar=True)
-        pl_module.log_dict({"speed/data": data, "speed/teacher": teacher, "speed/student": 1 - data - teacher})
+        shares |= {"data": data, self.rest: 1 - data - sum(shares.values())}
+        pl_module.log_dict({f"speed/{name}": share for name, share in shares.items()})
         self.restart(trainer, pl_module)

@@ -13,12 +13,16 @@ from sami.data.transforms import (
     crop_and_resize,
     decode,
     denormalize,
-    fit_longest,
     image_size,
     normalize,
     normalize_padded,
     resize_and_pad,
 )
+from sami.ops.frames import longest_side_frame
+
+
+def fit_longest(size: tuple[int, int], side: int) -> tuple[int, int]:
+    return longest_side_frame(size, side).input_size
 
 
 def pillow_crop(data: bytes, box: tuple[int, int, int, int], side: int) -> torch.Tensor:

@@ -1,0 +1,236 @@
+"""Photos with masks on disk, each readable by number: SA-1B's tars, folders in its layout, COCO's JSON files."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from sami.data.order import locate_in_file_order
+from sami.data.sources import IMAGE_EXTENSIONS, ShardSource, list_images
+from sami.data.tar_index import TarIndex, load_index
+from sami.data.transforms import BrokenImage
+
+
+class MaskedPhoto(NamedTuple):
+    """The bytes of one image file and the `segmentation` of each of its objects, not yet decoded."""
+
+    image: bytes
+    segmentations: list[Any]
+
+
+class MaskSource(Protocol):
+    """Photos in units, as `sami.data.sources.Source`."""
+
+    counts: Sequence[int]  # photos in each unit
+    fingerprint: str  # changes when the photos are others
+
+    def name(self, unit: int, row: int) -> str:
+        """Where this photo lies, for messages."""
+
+    def read(self, unit: int, row: int) -> MaskedPhoto:
+        """Its bytes and masks. Raises BrokenImage where this one photo is at fault."""
+
+
+class Sa1bShards(ShardSource):
+    """SA-1B's tars as Meta distributes them: `sa_1.jpg` and `sa_1.json`, wherever in the file each lies.
+
+    Args and errors: as of `ShardSource`.
+    """
+
+    def __init__(self, shards: str | Sequence[str]) -> None:
+        super().__init__(shards)
+        self.counts = [len(np.unique(load_index(path).keys)) for path in self.paths]
+
+    def open_unit(self, unit: int) -> tuple[TarIndex, int]:
+        """As of `ShardSource`, with image and masks in one row even where they are not neighbours."""
+        new = unit not in self._opened
+        index, descriptor = super().open_unit(unit)
+        if new:
+            index = unite_rows(index)
+            self._opened[unit] = index, descriptor
+        return index, descriptor
+
+    def read(self, unit: int, row: int) -> MaskedPhoto:
+        """The image's bytes and the parsed JSON.
+
+        Raises:
+            BrokenImage: one of the two is missing, or the JSON is not SA-1B's.
+        """
+        index, descriptor = self.open_unit(unit)
+        image = next((span for ext in IMAGE_EXTENSIONS if (span := index.span(row, ext))), None)
+        record = index.span(row, "json")
+        if image is None or record is None:
+            raise BrokenImage(f"no {'image' if image is None else '.json'} of this name in the shard")
+        return MaskedPhoto(os.pread(descriptor, image[1], image[0]), parse_sa1b(os.pread(descriptor, *record[::-1])))
+
+
+def unite_rows(index: TarIndex) -> TarIndex:
+    """Rows of one key become one, in order of the first of them."""
+    _, first, number = np.unique(index.keys, return_index=True, return_inverse=True)
+    if len(first) == len(index.keys):
+        return index
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    spans = np.full((len(first), *index.spans.shape[1:]), -1, dtype=np.int64)
+    np.maximum.at(spans, place[number.ravel()], index.spans)  # absent members are -1
+    return TarIndex(index.keys[first[order]], index.extensions, spans)
+
+
+def parse_sa1b(data: bytes) -> list[Any]:
+    """The segmentations in a JSON file of SA-1B.
+
+    Raises:
+        BrokenImage: no JSON, or none with annotations of this kind.
+    """
+    try:
+        return [annotation["segmentation"] for annotation in json.loads(data)["annotations"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BrokenImage(f"its .json is not SA-1B's ({type(error).__name__}: {error})") from error
+
+
+class Sa1bFolder:
+    """A folder of `name.jpg` (or png, webp, ...) and `name.json` in SA-1B's schema, at any depth.
+
+    Raises:
+        ValueError: no such folder, no image in it, or no JSON file in it.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root)
+        files = sorted(list_images(self.root)) if self.root.is_dir() else []
+        if not files:
+            raise ValueError(f"{root} is not a folder with images: looked for {', '.join(IMAGE_EXTENSIONS)}")
+        if next(self.root.rglob("*.json"), None) is None:
+            raise ValueError(f"no .json below {root}: masks are expected beside each photo, as in SA-1B")
+        self.files = np.array([os.fsencode(file) for file in files])
+        self.counts = [len(files)]
+        self.fingerprint = hashlib.sha256(b"\n".join(self.files)).hexdigest()[:16]
+
+    def name(self, unit: int, row: int) -> str:
+        """The path of the image."""
+        return str(self.root / os.fsdecode(self.files[row]))
+
+    def read(self, unit: int, row: int) -> MaskedPhoto:
+        """The bytes of the image and the parsed JSON beside it.
+
+        Raises:
+            BrokenImage: one of the two cannot be read, or the JSON is not SA-1B's.
+        """
+        path = Path(self.name(unit, row))
+        try:
+            return MaskedPhoto(path.read_bytes(), parse_sa1b(path.with_suffix(".json").read_bytes()))
+        except OSError as error:
+            raise BrokenImage(f"{type(error).__name__}: {error}") from error
+
+
+class CocoSource:
+    """A JSON file in COCO's format and the folder of its images.
+
+    Photos without an object to learn from are left out: COCO has such, and they are not broken. Crowd annotations are
+    left out too, as COCO's own evaluation ignores them: they mark many objects as one.
+
+    Args:
+        annotations: the JSON file.
+        images: the folder that `file_name` counts from.
+
+    Raises:
+        ValueError: no such file or folder, not COCO's format, or no object in it.
+    """
+
+    def __init__(self, annotations: str, images: str) -> None:
+        self.root = Path(images)
+        if not Path(annotations).is_file() or not self.root.is_dir():
+            raise ValueError(f"COCO data needs a file and a folder: annotations={annotations}, images={images}")
+        try:
+            content = json.loads(Path(annotations).read_bytes())
+            names = {image["id"]: image["file_name"] for image in content["images"]}
+            objects: dict[int, list[Any]] = {number: [] for number in names}
+            for annotation in content["annotations"]:
+                if not annotation.get("iscrowd"):
+                    objects[annotation["image_id"]].append(annotation["segmentation"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{annotations} is not COCO's format ({type(error).__name__}: {error})") from error
+        kept = [number for number in names if objects[number]]
+        if not kept:
+            raise ValueError(f"{annotations} has no object with a mask")
+        # one block of bytes: a million Python objects would be copied into each worker, page by page, as they are read
+        texts = [json.dumps(objects[number]).encode() for number in kept]
+        self.text = np.frombuffer(b"".join(texts), dtype=np.uint8)
+        self.ends = np.cumsum([len(text) for text in texts])
+        self.files = np.array([os.fsencode(names[number]) for number in kept])
+        self.counts = [len(kept)]
+        self.fingerprint = hashlib.sha256(b"\n".join(self.files) + self.text.tobytes()).hexdigest()[:16]
+
+    def name(self, unit: int, row: int) -> str:
+        """The path of the image."""
+        return str(self.root / os.fsdecode(self.files[row]))
+
+    def read(self, unit: int, row: int) -> MaskedPhoto:
+        """The bytes of the image and the segmentations of its objects.
+
+        Raises:
+            BrokenImage: the image cannot be opened.
+        """
+        begin = self.ends[row - 1] if row else 0
+        try:
+            image = Path(self.name(unit, row)).read_bytes()
+        except OSError as error:
+            raise BrokenImage(f"{type(error).__name__}: {error}") from error
+        return MaskedPhoto(image, json.loads(self.text[begin : self.ends[row]].tobytes()))
+
+
+class JoinedSources:
+    """Several sources as one, their units one after another."""
+
+    def __init__(self, sources: Sequence[MaskSource]) -> None:
+        self.sources = list(sources)
+        self.counts = [count for source in self.sources for count in source.counts]
+        self.fingerprint = " ".join(source.fingerprint for source in self.sources)
+
+    def name(self, unit: int, row: int) -> str:
+        """As the source calls it."""
+        source, unit = self.locate(unit)
+        return source.name(unit, row)
+
+    def read(self, unit: int, row: int) -> MaskedPhoto:
+        """As the source reads it."""
+        source, unit = self.locate(unit)
+        return source.read(unit, row)
+
+    def locate(self, unit: int) -> tuple[MaskSource, int]:
+        """The source that a unit belongs to, and its number there."""
+        number, unit = locate_in_file_order([len(source.counts) for source in self.sources], unit)
+        return self.sources[number], unit
+
+
+def open_mask_source(where: str | Mapping[str, str] | Sequence[Any]) -> MaskSource:
+    """Photos with masks from what a user gives.
+
+    Args:
+        where: a brace pattern of tars; a folder in SA-1B's layout; a COCO file with `images` beside it, or a folder
+            of both; {"annotations": file, "images": folder}; or a list of such, which become one set.
+
+    Raises:
+        ValueError: see the sources.
+    """
+    if isinstance(where, Mapping):
+        if set(where) != {"annotations", "images"}:
+            raise ValueError(f"{dict(where)}: a COCO set is given as {{annotations: FILE, images: FOLDER}}")
+        return CocoSource(where["annotations"], where["images"])
+    if not isinstance(where, str):
+        sources = [open_mask_source(one) for one in where]
+        if not sources:
+            raise ValueError("an empty list of data: give tars, folders or COCO files")
+        return sources[0] if len(sources) == 1 else JoinedSources(sources)
+    path = Path(where)
+    if path.suffix == ".json":
+        return CocoSource(where, str(path.with_name("images")))
+    if path.is_dir():
+        file = path / "instances.json"
+        return CocoSource(str(file), str(path / "images")) if file.is_file() else Sa1bFolder(where)
+    return Sa1bShards(where)

@@ -1,0 +1,203 @@
+"""Batches of photos with masks: everything random about them is a function of seed and position.
+
+B photos   Q objects per photo   H W pixels of a photo   S pixels per side of the model frame
+s cells per side of masks
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sami.data.mask_sources import MaskedPhoto, MaskSource
+from sami.data.order import ShuffledOrder, locate_in_file_order
+from sami.data.segmentations import segmentation_counts
+from sami.data.transforms import BrokenImage, decode, image_size
+from sami.data.views import PADDING
+from sami.ops.frames import Frame, longest_side_frame, squash_frame
+from sami.ops.rle import mask_coverage
+
+NUM_NOISE = 32  # uniform numbers per object, from which prompts are drawn
+
+
+class MaskFrame(NamedTuple):
+    """The square the model sees, and the grid that masks are compared on."""
+
+    side: int  # S
+    mask_side: int  # s
+    preprocess: str  # "squash" or "pad", see `sami.ops.frames`
+    max_area: float  # of the photo; larger masks are dropped
+
+    def of(self, size: tuple[int, int]) -> Frame:
+        """Where a photo of this (H, W) lies in the square."""
+        return (squash_frame if self.preprocess == "squash" else longest_side_frame)(size, self.side)
+
+    def image(self, data: bytes, *, flip: bool) -> Tensor:
+        """uint8 [3, S, S] of an image file, resized as for prediction; black where it is padding.
+
+        Raises:
+            BrokenImage: see `decode`.
+        """
+        size = image_size(data)
+        frame = self.of(size)
+        # at least twice the pixels that are needed, so that an antialiased resize does the last halving
+        shrink = max(new / own for new, own in zip(frame.input_size, size, strict=True))
+        pixels = decode(data, min_scale=1.0 if frame.squash else min(1.0, 2 * shrink))
+        image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)  # [3, H', W'], channels last
+        image = frame.resize(image[None])[0]
+        image = image if image.dtype == torch.uint8 else image.round().byte()
+        return frame.pad(image.flip(-1) if flip else image)
+
+    def mask(self, segmentation: Any, size: tuple[int, int], *, flip: bool) -> Tensor | None:
+        """bool [s, s]: the cells that the mask covers at least half of. None for a mask to be left out.
+
+        Left out are masks above `max_area` and those that no cell shows. The code is not decoded: see `mask_coverage`.
+
+        Raises:
+            BrokenImage: see `segmentation_counts`.
+        """
+        counts = segmentation_counts(segmentation, size)
+        if counts[1::2].sum() > self.max_area * size[0] * size[1]:
+            return None
+        cells = torch.arange(self.mask_side + 1, dtype=torch.float64) * (self.side / self.mask_side)  # model pixels
+        rows, columns = (cells * (own / new) for own, new in zip(size, self.of(size).input_size, strict=True))
+        masks = mask_coverage(counts, size, rows, size[1] - columns if flip else columns) >= 0.5
+        return masks if masks.any() else None
+
+
+class View(NamedTuple):
+    """One photo of a batch."""
+
+    image: Tensor  # uint8 [3, S, S]
+    masks: list[Tensor]  # bool [s, s] each
+    input_size: tuple[int, int]
+
+
+def make_view(photo: MaskedPhoto, frame: MaskFrame, rng: np.random.Generator, *, num_masks: int, flip: float) -> View:
+    """The photo and up to `num_masks` of its masks, drawn at random; only these are decoded.
+
+    Raises:
+        BrokenImage: the image or one of the masks that were drawn cannot be used, or no mask is left.
+    """
+    size = image_size(photo.image)
+    flipped = bool(rng.random() < flip)
+    masks: list[Tensor] = []
+    for number in rng.permutation(len(photo.segmentations)):
+        if len(masks) == num_masks:
+            break
+        mask = frame.mask(photo.segmentations[number], size, flip=flipped)
+        if mask is not None:
+            masks.append(mask)
+    if not masks:
+        raise BrokenImage(f"none of its {len(photo.segmentations)} masks can be used: too large, too small, or none")
+    return View(frame.image(photo.image, flip=flipped), masks, frame.of(size).input_size)
+
+
+class TrainMaskViews(Dataset):
+    """Shuffled photos with some of their masks, by position.
+
+    A batch holds `image` uint8 [B, 3, S, S], `masks` bool [B, Q, s, s], `valid` bool [B, Q] (photos with fewer than Q
+    masks have rows that are none), `noise` float32 [B, Q, NUM_NOISE] (which decides the prompts), `input_size` int64
+    [B, 2], `position` int64 [B], and `broken`, a list of (where, why) of photos that could not be used. Each of those
+    is replaced by another photo that depends on the position alone.
+
+    Args:
+        source: where photos come from.
+        order: which photo belongs to a position.
+        seed: of masks, flips and prompts.
+        frame: the model's.
+        num_masks: of a photo, at most.
+        flip: probability of mirroring.
+    """
+
+    max_substitutes = 50
+
+    def __init__(
+        self, source: MaskSource, order: ShuffledOrder, *, seed: int, frame: MaskFrame, num_masks: int, flip: float
+    ) -> None:
+        self.source, self.order, self.seed, self.frame = source, order, seed, frame
+        self.num_masks, self.flip = num_masks, flip
+
+    def __getitems__(self, positions: list[int]) -> dict[str, Any]:
+        """The batch of these positions; torch's loader hands over whole batches."""
+        broken: list[tuple[str, str]] = []
+        rows = [self.view(position, broken) for position in positions]
+        return collate(rows, self.frame, positions, broken)
+
+    def view(self, position: int, broken: list[tuple[str, str]]) -> tuple[View, Tensor]:
+        """The view of one position and its noise [num_masks, NUM_NOISE].
+
+        Raises:
+            ValueError: `max_substitutes` photos in a row are broken.
+        """
+        place = self.order.locate(position)
+        for attempt in range(1 + self.max_substitutes):
+            rng = np.random.Generator(np.random.PCG64([self.seed, 5, position, attempt]))
+            if attempt:
+                place = locate_in_file_order(self.order.counts, int(rng.integers(self.order.counts.sum())))
+            try:
+                photo = self.source.read(*place)
+                view = make_view(photo, self.frame, rng, num_masks=self.num_masks, flip=self.flip)
+            except BrokenImage as error:
+                broken.append((self.source.name(*place), str(error)))
+                continue
+            return view, draw_noise(rng, self.num_masks)
+        raise ValueError(
+            f"{1 + self.max_substitutes} photos in a row cannot be used, the last is {broken[-1][0]} "
+            f"({broken[-1][1]}): this is not a data set of photos with masks"
+        )
+
+
+class EvalMaskViews(Dataset):
+    """Each photo with its masks, or with `num_masks` of them that are always the same; batches as for training."""
+
+    def __init__(self, source: MaskSource, *, seed: int, frame: MaskFrame, num_masks: int) -> None:
+        self.source, self.seed, self.frame, self.num_masks = source, seed, frame, num_masks
+
+    def __getitems__(self, rows: list[int]) -> dict[str, Any]:
+        """The batch of these photos; `PADDING` and broken ones are black and without a valid mask."""
+        broken: list[tuple[str, str]] = []
+        empty = View(torch.zeros(3, self.frame.side, self.frame.side, dtype=torch.uint8), [], (1, 1)), torch.zeros(0)
+        views = [empty] * len(rows)
+        for row, number in enumerate(rows):
+            if number == PADDING:
+                continue
+            place = locate_in_file_order(self.source.counts, number)
+            rng = np.random.Generator(np.random.PCG64([self.seed, 6, number]))
+            try:
+                view = make_view(self.source.read(*place), self.frame, rng, num_masks=self.num_masks, flip=0.0)
+            except BrokenImage as error:
+                broken.append((self.source.name(*place), str(error)))
+                continue
+            views[row] = view, draw_noise(rng, len(view.masks))
+        return collate(views, self.frame, rows, broken)
+
+
+def draw_noise(rng: np.random.Generator, num_masks: int) -> Tensor:
+    """[num_masks, NUM_NOISE] uniform in [0, 1)."""
+    return torch.from_numpy(rng.random((num_masks, NUM_NOISE), dtype=np.float32))
+
+
+def collate(
+    views: list[tuple[View, Tensor]], frame: MaskFrame, positions: list[int], broken: list[tuple[str, str]]
+) -> dict[str, Any]:
+    """The batch of `TrainMaskViews`; Q is that of the photo with most masks."""
+    B, Q, s = len(views), max(1, *(len(view.masks) for view, _ in views)), frame.mask_side
+    batch = {
+        "image": torch.stack([view.image for view, _ in views]),
+        "masks": torch.zeros(B, Q, s, s, dtype=torch.bool),
+        "valid": torch.zeros(B, Q, dtype=torch.bool),
+        "noise": torch.zeros(B, Q, NUM_NOISE),
+        "input_size": torch.tensor([view.input_size for view, _ in views]),
+        "position": torch.tensor(positions),
+        "broken": broken,
+    }
+    for row, (view, noise) in enumerate(views):
+        count = len(view.masks)
+        if count:
+            batch["masks"][row, :count] = torch.stack(view.masks)
+            batch["valid"][row, :count] = True
+            batch["noise"][row, :count] = noise[:count]
+    return batch

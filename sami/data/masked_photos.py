@@ -1,0 +1,150 @@
+"""The data module of stages that learn from photos with masks."""
+
+import fcntl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from sami.data.mask_sources import open_mask_source
+from sami.data.mask_views import EvalMaskViews, MaskFrame, TrainMaskViews
+from sami.data.order import ShuffledOrder
+from sami.data.photos import ViewLoader
+from sami.data.sample import write_sample
+from sami.data.transforms import normalize
+from sami.data.views import EvalSampler, PositionSampler
+
+
+class MaskData(pl.LightningDataModule):
+    """Photos with masks, in an order that depends on seed and position alone; a stream of positions as `PhotoData`.
+
+    Args:
+        train: see `open_mask_source`.
+        val: likewise, or several by name ({"coco": ..., "mine": ...}), each with numbers of its own. None: no
+            validation.
+        image_size: pixels per side of what the model sees.
+        mask_size: cells per side of the masks that training compares with. None: a quarter of `image_size`, what SAM's
+            decoder puts out. Validation always uses `image_size`.
+        preprocess: "squash" or "pad", see `sami.ops.frames`; has to be the model's.
+        num_masks, num_val_masks: of a photo, at most.
+        max_area: masks that cover more than this fraction of their photo are dropped (0.9: arXiv:2304.02643, App. A).
+        flip: probability of mirroring; neither SAM nor EfficientSAM does.
+        seed: of order, masks, flips and prompts.
+        num_workers: loading processes per rank; 0 loads in the training process.
+        shuffle_window: shards that are shuffled among themselves, see `ShuffledOrder`.
+        val_batch_size: photos per validation batch and rank.
+
+    Raises:
+        ValueError: see `open_mask_source`; an unknown `preprocess`, or a number that makes no sense.
+    """
+
+    def __init__(
+        self,
+        train: Any,
+        val: Any,
+        *,
+        image_size: int,
+        mask_size: int | None,
+        preprocess: str,
+        num_masks: int,
+        num_val_masks: int,
+        max_area: float,
+        flip: float,
+        seed: int,
+        num_workers: int,
+        shuffle_window: int,
+        val_batch_size: int,
+    ) -> None:
+        super().__init__()
+        if preprocess not in ("squash", "pad"):
+            raise ValueError(f"data.preprocess={preprocess!r}: choose squash or pad")
+        if min(num_masks, num_val_masks, val_batch_size, image_size) < 1 or not 0 < max_area <= 1:
+            raise ValueError(
+                f"image_size={image_size}, num_masks={num_masks}, num_val_masks={num_val_masks}, val_batch_size="
+                f"{val_batch_size}, max_area={max_area}: give positive numbers, and max_area in (0, 1]"
+            )
+        self.train_source = open_mask_source(train)
+        named = val if isinstance(val, Mapping) and "annotations" not in val else {"": val} if val else {}
+        self.val_sources = {name: open_mask_source(where) for name, where in named.items()}
+        self.frame = MaskFrame(image_size, mask_size or max(1, image_size // 4), preprocess, max_area)
+        self.num_masks, self.num_val_masks, self.flip = num_masks, num_val_masks, flip
+        self.seed, self.num_workers, self.shuffle_window = seed, num_workers, shuffle_window
+        self.val_batch_size = val_batch_size
+        self.batch_size, self.epoch_size, self.num_batches = 0, 0, 0
+
+    @property
+    def num_photos(self) -> int:
+        """Photos in the training set."""
+        return sum(self.train_source.counts)
+
+    def set_stream(self, *, batch_size: int, epoch_size: int, num_batches: int) -> None:
+        """How training walks through the photos: photos per batch and rank, per epoch, and batches of the whole run."""
+        self.batch_size, self.epoch_size, self.num_batches = batch_size, epoch_size, num_batches
+
+    def train_views(self) -> TrainMaskViews:
+        """The training views by position."""
+        order = ShuffledOrder(
+            self.train_source.counts, seed=self.seed, window=self.shuffle_window, epoch_size=self.epoch_size
+        )
+        return TrainMaskViews(
+            self.train_source, order, seed=self.seed, frame=self.frame, num_masks=self.num_masks, flip=self.flip
+        )
+
+    def val_views(self, name: str) -> EvalMaskViews:
+        """The validation views of one set by number, with masks in the model frame."""
+        frame = self.frame._replace(mask_side=self.frame.side)
+        return EvalMaskViews(self.val_sources[name], seed=self.seed, frame=frame, num_masks=self.num_val_masks)
+
+    def train_dataloader(self) -> ViewLoader:
+        """From the first batch after the steps already taken to the end of the run."""
+        sampler = PositionSampler(
+            batch_size=self.batch_size,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            num_batches=self.num_batches,
+            first_batch=self.trainer.global_step * self.trainer.accumulate_grad_batches,
+        )
+        return ViewLoader(self.train_views(), sampler, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> list[ViewLoader]:
+        """One loader for each set: every photo once, dealt out to the ranks."""
+        loaders = []
+        for name, source in self.val_sources.items():
+            sampler = EvalSampler(
+                sum(source.counts),
+                batch_size=self.val_batch_size,
+                rank=self.trainer.global_rank,
+                world_size=self.trainer.world_size,
+            )
+            loaders.append(ViewLoader(self.val_views(name), sampler, num_workers=self.num_workers))
+        return loaders
+
+    def spread_val_batch(self, name: str, size: int) -> dict[str, Any]:
+        """A normalised batch of validation photos at equal distances, to look at."""
+        rows = torch.linspace(0, sum(self.val_sources[name].counts) - 1, size).long().unique().tolist()
+        return self.on_after_batch_transfer(self.val_views(name).__getitems__(rows), 0)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Pixels travel as bytes and are normalised where they are used; padding is zero after that, as SAM has it."""
+        content = content_mask(batch["input_size"], self.frame.side)
+        return {**batch, "image": normalize(batch["image"]) * content}  # [B, 3, S, S] float
+
+
+def content_mask(input_size: Tensor, side: int) -> Tensor:
+    """[B, 2] (height, width) -> bool [B, 1, S, S], true where there is photo and no padding."""
+    place = torch.arange(side, device=input_size.device)
+    rows, columns = (place < extent[:, None] for extent in input_size.unbind(1))  # [B, S] each
+    return (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
+
+
+def masked_sample(folder: str, *, num_train: int, num_val: int, **options: Any) -> MaskData:
+    """`MaskData` of the built-in scenes, which are drawn into `folder` first."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder, ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one rank draws, the others wait for it
+        write_sample(Path(folder), num_train=num_train, num_val=num_val)
+    train, val = (sorted(map(str, Path(folder).glob(f"{split}-*.tar"))) for split in ("train", "val"))
+    return MaskData(train, val, **options)

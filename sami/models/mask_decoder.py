@@ -1,0 +1,186 @@
+"""SAM's mask decoder (arXiv:2304.02643, App. A): image and prompt tokens -> masks and their predicted IoU.
+
+B images   Q prompts per image   b some of the B*Q prompts   T tokens   K masks per prompt   C width
+gh gw token grid, N = gh*gw   h w low-res mask, (4*gh, 4*gw)
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sami.models.two_way_transformer import ImageSide, TwoWayTransformer
+
+NUM_MULTIMASK = 3  # masks 1 to 3 answer an ambiguous prompt, mask 0 any other
+CPU_TOKENS = 4096  # image tokens at a time: the 4 MB that they take at 1024 pixels stay in the caches
+UPSCALED_TOKENS = 512
+GPU_TOKENS = 64 * 4096
+
+
+class MaskDecoder(nn.Module):
+    """Parameter names are those of SAM's released files.
+
+    Args:
+        width: C.
+        variant: "sam", or "efficient_sam": GELU throughout, a norm over channels and places in the upscaling, and see
+            `TwoWayLayer`.
+
+    Attributes:
+        checkpoint: in training, recompute each group of prompts in the backward pass instead of keeping its
+            activations.
+    """
+
+    def __init__(self, width: int = 256, *, variant: str = "sam") -> None:
+        super().__init__()
+        self.variant, self.checkpoint = variant, False
+        self.transformer = TwoWayTransformer(width=width, variant=variant)
+        self.iou_token = nn.Embedding(1, width)
+        self.mask_tokens = nn.Embedding(1 + NUM_MULTIMASK, width)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(width, width // 4, 2, stride=2),
+            LayerNorm2d(width // 4) if variant == "sam" else nn.GroupNorm(1, width // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(width // 4, width // 8, 2, stride=2),
+            nn.GELU(),
+        )
+        activation = nn.ReLU() if variant == "sam" else nn.GELU()
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            ThreeLayers(width, width // 8, activation) for _ in range(1 + NUM_MULTIMASK)
+        )
+        self.iou_prediction_head = ThreeLayers(width, 1 + NUM_MULTIMASK, activation)
+
+    def forward(
+        self, side: ImageSide, sparse: Tensor, visible: Tensor, dense: Tensor | None, *, multimask_output: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Masks of B images x Q prompts. The images are never copied for their prompts.
+
+        Args:
+            side: of the B images.
+            sparse: [B, Q, S, C] prompt tokens.
+            visible: [B, Q, S] bool, which of them exist.
+            dense: [B, Q, N, C] embeddings of mask prompts, or None.
+            multimask_output: K = 3 masks for ambiguous prompts, or K = 1.
+
+        Returns:
+            low_res_masks: [B, Q, K, h, w] logits.
+            iou_predictions: [B, Q, K].
+        """
+        B, Q = sparse.shape[:2]
+        output = torch.cat([self.iou_token.weight, self.mask_tokens.weight])  # [1 + 4, C]
+        prompt = torch.cat([output.expand(B, Q, -1, -1), sparse], dim=2)  # [B, Q, T, C]
+        visible = F.pad(visible, (len(output), 0), value=True)  # [B, Q, T]
+        if visible.device.type == "cpu" and visible.all():  # asking a GPU would make the CPU wait for it
+            visible = None
+        first = 1 if multimask_output else 0
+        kept = slice(first, first + (NUM_MULTIMASK if multimask_output else 1))
+        tokens = prompt if dense is not None else self.transformer.start(prompt, visible, side)
+        masks, ious = [], []
+        for images, prompts in self.groups(B, Q, side):
+            part = (t if t is None else t[images, prompts] for t in (tokens, prompt, visible, dense))
+            arguments = (*part, side, images, kept)
+            if self.checkpoint and torch.is_grad_enabled():
+                group = checkpoint(self.decode_group, *arguments, use_reentrant=False)
+            else:
+                group = self.decode_group(*arguments)
+            for done, new in zip((masks, ious), group, strict=True):
+                done.append(new)
+        gh, gw = side.grid_size
+        low_res_masks = torch.cat(masks).unflatten(0, (B, Q))
+        return low_res_masks.view(B, Q, -1, 4 * gh, 4 * gw), torch.cat(ious).unflatten(0, (B, Q))
+
+    def groups(self, B: int, Q: int, side: ImageSide) -> Iterator[tuple[slice, slice]]:
+        """Prompts to decode at a time, in order: some of one image's, or all those of some images."""
+        budget = CPU_TOKENS if side.image.device.type == "cpu" else GPU_TOKENS
+        size = max(budget // side.image.shape[1], 1)
+        num_images = max(size // Q, 1)
+        for image in range(0, B, num_images):
+            for prompt in range(0, Q, size):
+                yield slice(image, image + num_images), slice(prompt, prompt + size)
+
+    def decode_group(
+        self,
+        tokens: Tensor,
+        prompt: Tensor,
+        visible: Tensor | None,
+        dense: Tensor | None,
+        side: ImageSide,
+        images: slice,
+        kept: slice,
+    ) -> tuple[Tensor, Tensor]:
+        """Part of the images and prompts of `forward` -> masks [b, K, h*w] in image order, IoU [b, K]."""
+        if dense is None:
+            tokens, image = self.transformer.finish(tokens, prompt, visible, side, images)
+        else:
+            image = (side.image[images].unsqueeze(1) + dense).flatten(0, 1)  # [b, N, C]
+            tokens, prompt = tokens.flatten(0, 1), prompt.flatten(0, 1)
+            visible = None if visible is None else visible.flatten(0, 1)
+            tokens, image = self.transformer.attend(
+                tokens, image, prompt, visible, side.positions, self.transformer.layers
+            )
+        iou_predictions = self.iou_prediction_head(tokens[:, 0])[:, kept]
+        mask_tokens = tokens[:, 1 : 2 + NUM_MULTIMASK][:, kept].unbind(1)
+        networks = list(self.output_hypernetworks_mlps)[kept]
+        hyper = torch.stack([net(token) for net, token in zip(networks, mask_tokens, strict=True)], dim=1)
+        return to_pixels(self.paint(image, hyper), side.grid_size), iou_predictions
+
+    def paint(self, image: Tensor, hyper: Tensor) -> Tensor:
+        """[b, N, C], [b, K, C/8] -> [b, K, N*16]: each token's 16 pixels, as 2x2 blocks, then within a block.
+
+        `output_upscaling` with channels last: a transposed convolution of stride 2 and width 2 is a matrix product.
+        On a CPU some tokens at a time, as their 512 channels of pixels are more than the caches hold.
+        """
+        first, norm, act, second, last_act = self.output_upscaling
+        (expand, bias), (expand_again, bias_again) = (doubling(conv, image.dtype) for conv in (first, second))
+        if over_all := isinstance(norm, nn.GroupNorm):
+            image = F.linear(image, expand, bias)
+            image = F.layer_norm(image, image.shape[1:], eps=norm.eps)
+        size = UPSCALED_TOKENS // len(image) if image.device.type == "cpu" else image.shape[1]
+        logits = []
+        for tokens in image.split(max(size, 1), dim=1):
+            if over_all:
+                pixels = tokens.unflatten(2, (4, -1)) * norm.weight + norm.bias  # [b, n, 4, C/4]
+            else:
+                pixels = F.linear(tokens, expand, bias).unflatten(2, (4, -1))
+                pixels = F.layer_norm(pixels, pixels.shape[3:], norm.weight, norm.bias, norm.eps)
+            pixels = last_act(F.linear(act(pixels), expand_again, bias_again))  # [b, n, 4, 4*C/8]
+            logits.append(torch.bmm(hyper, pixels.reshape(len(image), -1, hyper.shape[2]).transpose(1, 2)))
+        return torch.cat(logits, dim=2)
+
+
+def doubling(conv: nn.ConvTranspose2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """[4*C', C] and [4*C']: what makes the 2x2 pixels of `conv` out of one."""
+    return conv.weight.permute(2, 3, 1, 0).flatten(0, 2).to(dtype), conv.bias.repeat(4).to(dtype)
+
+
+def to_pixels(logits: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """[b, K, N*16] as `MaskDecoder.paint` gives them -> [b, K, h*w], row by row."""
+    if logits.requires_grad or logits.device.type != "cpu":
+        return rows_of_blocks(logits, grid_size)
+    # torch's copy of pairs takes ten times as long on a CPU; gather's backward pass would lose that again
+    order = rows_of_blocks(torch.arange(logits.shape[2]), grid_size)
+    return logits.gather(2, order.expand_as(logits))
+
+
+def rows_of_blocks(logits: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """[..., N*16] -> [..., h*w]: 2x2 pixels of 2x2 blocks of each token, put where they belong."""
+    blocks = logits.unflatten(-1, (*grid_size, 2, 2, 2, 2))
+    first = blocks.ndim - 6
+    order = (first, first + 2, first + 4, first + 1, first + 3, first + 5)
+    return blocks.permute(*range(first), *order).flatten(-6)
+
+
+class ThreeLayers(nn.Module):
+    """Linear layers with an activation between; `layers.0` to `layers.2`."""
+
+    def __init__(self, width: int, output: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, output)])
+        self.act = activation
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[..., C] -> [..., output]."""
+        first, second, last = self.layers
+        return last(self.act(second(self.act(first(tokens)))))

@@ -1,0 +1,106 @@
+"""Parameter names of released segmenters -> those of `Sam`, as pure functions of a state dict.
+
+Ours are SAM's own names for prompt encoder and mask decoder, and timm's for image encoders.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sami.models.checkpoints import sam_image_encoder_to_timm
+
+
+def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whichever of the maps below the names call for; names that none of them knows stay as they are."""
+    if any(name.startswith("image_encoder.blocks.") and ".mlp.lin1." in name for name in state_dict):
+        return sam_to_ours(state_dict)
+    if any(name.startswith("image_encoder.patch_embed.seq.") for name in state_dict):
+        return mobile_sam_to_ours(state_dict)
+    if "prompt_encoder.invalid_points.weight" in state_dict:
+        return efficient_sam_to_ours(state_dict)
+    return dict(state_dict)
+
+
+def sam_to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Segment Anything (`sam_vit_b_01ec64.pth`): the image encoder has other names in timm."""
+    encoder = {f"image_encoder.{name}": value for name, value in sam_image_encoder_to_timm(state_dict).items()}
+    rest = {name: value for name, value in state_dict.items() if not name.startswith("image_encoder.")}
+    return encoder | rest
+
+
+def mobile_sam_to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """MobileSAM (`mobile_sam.pt`): TinyViT as timm has it, without its classifier and the norm before that."""
+    dropped = ("image_encoder.head.", "image_encoder.norm_head.")
+    return {mobile_name(name): value for name, value in state_dict.items() if not name.startswith(dropped)}
+
+
+def mobile_name(name: str) -> str:
+    """In timm a stage begins with its downsampling; in TinyViT's own code the stage before ends with it."""
+    if not name.startswith("image_encoder."):
+        return name
+    name = name.replace(".c.", ".conv.").replace("patch_embed.seq.0.", "patch_embed.conv1.")
+    name = name.replace("patch_embed.seq.2.", "patch_embed.conv2.")
+    name = re.sub(r"layers\.(\d)\.downsample", lambda found: f"stages.{int(found[1]) + 1}.downsample", name)
+    return name.replace("image_encoder.layers.", "image_encoder.stages.")
+
+
+EFFICIENT_SAM = (  # pattern of a name, what it becomes; the first that matches
+    (r"prompt_encoder\.invalid_points\.", "prompt_encoder.not_a_point_embed."),
+    (r"prompt_encoder\.point_embeddings\.", "prompt_encoder.point_embeddings.1."),
+    (r"prompt_encoder\.bbox_top_left_embeddings\.", "prompt_encoder.point_embeddings.2."),
+    (r"prompt_encoder\.bbox_bottom_right_embeddings\.", "prompt_encoder.point_embeddings.3."),
+    (r"(mask_decoder\.transformer\.layers\.\d)\.mlp\.layers\.0\.0\.", r"\1.mlp.lin1."),
+    (r"(mask_decoder\.transformer\.layers\.\d)\.mlp\.fc\.", r"\1.mlp.lin2."),
+    (r"mask_decoder\.final_output_upscaling_layers\.0\.(\d)\.", r"mask_decoder.output_upscaling.\1."),
+    (r"mask_decoder\.final_output_upscaling_layers\.1\.0\.", "mask_decoder.output_upscaling.3."),
+    (r"(mask_decoder\.(?:output_hypernetworks_mlps\.\d|iou_prediction_head)\.layers\.\d)\.0\.", r"\1."),
+    (r"(mask_decoder\.(?:output_hypernetworks_mlps\.\d|iou_prediction_head))\.fc\.", r"\1.layers.2."),
+)
+
+
+def efficient_sam_to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """EfficientSAM (`efficient_sam_vitt.pt`): image encoder as it is, the parts of the decoder have other names."""
+    return {efficient_name(name): value for name, value in state_dict.items()}
+
+
+def efficient_name(name: str) -> str:
+    """See `EFFICIENT_SAM`."""
+    for pattern, new in EFFICIENT_SAM:
+        if re.match(pattern, name):
+            return re.sub(pattern, new, name, count=1)
+    return name
+
+
+def decoder_only(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Ours -> prompt encoder and mask decoder alone."""
+    return {name: value for name, value in state_dict.items() if name.startswith(("prompt_encoder.", "mask_decoder."))}
+
+
+def vit_to_efficient_vit(state_dict: Mapping[str, Tensor], grid_size: tuple[int, int]) -> dict[str, Tensor]:
+    """A plain ViT of SAMI, MAE or timm -> `EfficientViT` without neck.
+
+    Class token, final norm, classifier and MAE's decoder are left out; EfficientSAM has none of them. The position
+    table is resized (bicubic) to `grid_size` where it has another one.
+
+    Raises:
+        ValueError: the position table belongs to no square grid.
+    """
+    dropped = ("cls_token", "mask_token", "norm.", "fc_norm.", "head.", "decoder")
+    kept = {name: value for name, value in state_dict.items() if not name.startswith(dropped)}
+    table = kept.get("pos_embed")
+    if table is None or table.ndim != 3:
+        return kept  # the strict load names it
+    class_rows = 1 if "cls_token" in state_dict else 0
+    side = math.isqrt(table.shape[1] - class_rows)
+    if side * side != table.shape[1] - class_rows:
+        raise ValueError(f"a position table of {table.shape[1]} rows belongs to no square grid of patches")
+    grid = table[:, class_rows:].float()  # [1, side*side, D]
+    if (side, side) != tuple(grid_size):
+        square = grid.transpose(1, 2).unflatten(2, (side, side))
+        grid = F.interpolate(square, tuple(grid_size), mode="bicubic").flatten(2).transpose(1, 2)
+    # the row of the class token stays in the table, as in EfficientSAM's files
+    kept["pos_embed"] = F.pad(grid, (0, 0, 1, 0))
+    return kept

@@ -1,0 +1,88 @@
+"""From a photo to the model's square and back; nothing else changes frames.
+
+Ho Wo original pixels   H W the photo's pixels in the square   S the square's side   h w low-res mask
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a photo lies in the model's square: its top left corner in that of the square.
+
+    Args:
+        original_size: (Ho, Wo).
+        input_size: (H, W), what the photo is resized to.
+        image_size: S.
+        squash: resize as EfficientSAM does, not as SAM.
+    """
+
+    original_size: tuple[int, int]
+    input_size: tuple[int, int]
+    image_size: int
+    squash: bool
+
+    def scale(self, coords: Tensor) -> Tensor:
+        """[2] (x, y) model pixels per original pixel, for `coords`."""
+        (Ho, Wo), (H, W) = self.original_size, self.input_size
+        return torch.tensor([W / Wo, H / Ho], dtype=coords.dtype, device=coords.device)
+
+    def to_model(self, coords: Tensor) -> Tensor:
+        """[..., 2] (x, y) pixels of the photo -> of the square."""
+        return coords * self.scale(coords)
+
+    def to_original(self, coords: Tensor) -> Tensor:
+        """[..., 2] (x, y) pixels of the square -> of the photo."""
+        return coords / self.scale(coords)
+
+    def boxes_to_model(self, boxes: Tensor) -> Tensor:
+        """[..., 4] xyxy pixels of the photo -> of the square."""
+        return self.to_model(boxes.unflatten(-1, (2, 2))).flatten(-2)
+
+    def boxes_to_original(self, boxes: Tensor) -> Tensor:
+        """[..., 4] xyxy pixels of the square -> of the photo."""
+        return self.to_original(boxes.unflatten(-1, (2, 2))).flatten(-2)
+
+    def resize(self, image: Tensor) -> Tensor:
+        """uint8 [B, 3, Ho, Wo] -> [B, 3, H, W]: uint8, or float in 0 to 255 where it is squashed.
+
+        As the models were released. SAM resizes with Pillow, antialiased and rounded to whole values; torch's uint8
+        kernel differs by 1 in one value of 400. EfficientSAM resizes float pixels, and does not smooth what it
+        shrinks.
+        """
+        if self.squash:
+            return F.interpolate(image.float(), self.input_size, mode="bilinear")
+        return F.interpolate(image, self.input_size, mode="bilinear", antialias=True)
+
+    def pad(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 3, S, S], zeros to the right and below."""
+        (H, W), S = self.input_size, self.image_size
+        return F.pad(image, (0, S - W, 0, S - H))
+
+    def masks_to_original(self, low_res_masks: Tensor) -> Tensor:
+        """[Q, K, h, w] logits of the square -> [Q, K, Ho, Wo] logits of the photo.
+
+        As released: SAM enlarges to the square, cuts the padding off, and resizes, bilinear both times; EfficientSAM
+        resizes once, bicubic.
+        """
+        if self.squash:
+            return F.interpolate(low_res_masks, self.original_size, mode="bicubic")
+        (H, W), S = self.input_size, self.image_size
+        square = F.interpolate(low_res_masks, (S, S), mode="bilinear")
+        return F.interpolate(square[..., :H, :W], self.original_size, mode="bilinear")
+
+
+def longest_side_frame(original_size: tuple[int, int], image_size: int) -> Frame:
+    """The photo's longest side fills the square's; sides are rounded, and never to nothing."""
+    scale = image_size / max(original_size)
+    input_size = tuple(max(int(side * scale + 0.5), 1) for side in original_size)
+    return Frame(tuple(original_size), input_size, image_size, squash=False)
+
+
+def squash_frame(original_size: tuple[int, int], image_size: int) -> Frame:
+    """Both sides of the photo fill the square's, each on its own."""
+    return Frame(tuple(original_size), (image_size, image_size), image_size, squash=True)

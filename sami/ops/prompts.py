@@ -1,0 +1,166 @@
+"""Prompts made from masks: clicks and boxes, each a function of a mask and of uniform numbers that are handed in.
+
+Clicks and boxes are both points with labels. A click is the (x, y) of a pixel; the corners of a box are edges, so that
+the box of the single pixel in column 3, row 5 is (3, 5), (4, 6). All are in the frame of the masks; `scale_prompts`
+brings them into a finer one.
+
+B images   Q prompts (objects) per image   P points per prompt   H W pixels of the masks
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sami.ops.boxes import mask_to_box
+from sami.ops.masks import innermost_pixel
+
+FOREGROUND, BACKGROUND = 1, 0
+TOP_LEFT, BOTTOM_RIGHT = 2, 3
+PADDING = -1
+
+Prompts = tuple[Tensor, Tensor]  # point_coords [B, Q, P, 2] (x, y) pixels, point_labels [B, Q, P]
+
+
+def sample_pixels(regions: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """One pixel of each region, all with the same chance.
+
+    Args:
+        regions: [B, Q, H, W] bool.
+        noise: [B, Q, P] uniform in [0, 1): noise * area is the number of the pixel, counted row by row.
+
+    Returns:
+        [B, Q, P, 2] (x, y), and [B, Q] bool, whether the region holds any pixel.
+    """
+    count = regions.flatten(2).cumsum(dim=-1, dtype=torch.int32)  # [B, Q, H*W]
+    area = count[..., -1:]
+    wanted = torch.minimum((noise.double() * area).floor().int() + 1, area)
+    index = torch.searchsorted(count, wanted).clamp(max=count.shape[-1] - 1)  # [B, Q, P]
+    return torch.stack([index % regions.shape[-1], index // regions.shape[-1]], dim=-1).float(), area[..., 0] > 0
+
+
+def uniform_clicks(masks: Tensor, noise: Tensor) -> Prompts:
+    """P foreground clicks anywhere in the mask, as in EfficientSAM's evaluation (arXiv:2312.00863, Sec. 4.2).
+
+    Args:
+        masks: [B, Q, H, W] bool. An empty mask gets padding.
+        noise: [B, Q, P] uniform in [0, 1).
+    """
+    coords, found = sample_pixels(masks, noise)
+    return coords, torch.where(found, FOREGROUND, PADDING).unsqueeze(-1).expand(coords.shape[:-1])
+
+
+def central_click(masks: Tensor) -> Prompts:
+    """One foreground click on the pixel farthest from the edge of the mask (arXiv:2304.02643, App. D.1)."""
+    coords, depth = innermost_pixel(masks)
+    return coords.unsqueeze(2), torch.where(depth > 0, FOREGROUND, PADDING).unsqueeze(-1)
+
+
+def random_correction(prediction: Tensor, masks: Tensor, noise: Tensor) -> Prompts:
+    """One click anywhere in the error region, as SAM is trained with (arXiv:2304.02643, App. A).
+
+    Args:
+        prediction, masks: [B, Q, H, W] bool.
+        noise: [B, Q] uniform in [0, 1).
+
+    Returns:
+        A foreground click where the mask was missed, a background click where it was exceeded, padding where the
+        prediction is the mask.
+    """
+    coords, found = sample_pixels(prediction ^ masks, noise.unsqueeze(-1))  # [B, Q, 1, 2], [B, Q]
+    x, y = coords.long().unbind(-1)  # [B, Q, 1]
+    missed = masks.flatten(2).gather(2, y * masks.shape[-1] + x)
+    labels = torch.where(missed, FOREGROUND, BACKGROUND)
+    return coords, torch.where(found.unsqueeze(-1), labels, PADDING)
+
+
+def central_correction(prediction: Tensor, masks: Tensor) -> Prompts:
+    """One click on the innermost pixel of the error, as SAM is evaluated with (arXiv:2304.02643, App. D.1).
+
+    What was missed and what is too much are two regions; the deeper one is clicked. Arguments and result as of
+    `random_correction`.
+    """
+    missed, missed_depth = innermost_pixel(masks & ~prediction)
+    excess, excess_depth = innermost_pixel(prediction & ~masks)
+    more = missed_depth >= excess_depth
+    coords = torch.where(more.unsqueeze(-1), missed, excess)
+    labels = torch.where(more, FOREGROUND, BACKGROUND)
+    found = torch.maximum(missed_depth, excess_depth) > 0
+    return coords.unsqueeze(2), torch.where(found, labels, PADDING).unsqueeze(-1)
+
+
+def tight_box(masks: Tensor) -> Prompts:
+    """The corners of the tightest box around each mask: [B, Q, 2, 2]; padding for an empty mask."""
+    boxes = mask_to_box(masks)
+    labels = torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=masks.device).expand(*boxes.shape[:2], 2)
+    return boxes.unflatten(-1, (2, 2)), torch.where(masks.flatten(2).any(-1, keepdim=True), labels, PADDING)
+
+
+def noisy_box(masks: Tensor, noise: Tensor, *, std: float = 0.1, max_noise: float = 20.0) -> Prompts:
+    """The corners of the tightest box, moved at random as SAM is trained with (arXiv:2304.02643, App. A).
+
+    Args:
+        masks: [B, Q, H, W] bool. An empty mask gets padding.
+        noise: [B, Q, 4] uniform in [0, 1), one for each coordinate.
+        std: of the normal displacement, as a fraction of the box's side.
+        max_noise: bound of the displacement, in pixels of the masks' frame. SAM's 20 are pixels of 1024.
+
+    Returns:
+        Corners inside the image, never swapped: 4.75 standard deviations are the most that is drawn.
+    """
+    coords, labels = tight_box(masks)
+    side = (coords[..., 1, :] - coords[..., 0, :]).unsqueeze(2)  # [B, Q, 1, 2]
+    normal = math.sqrt(2) * torch.erfinv(2 * noise.clamp(1e-6, 1 - 1e-6) - 1).unflatten(-1, (2, 2))
+    moved = coords + (std * side * normal).clamp(-max_noise, max_noise)
+    limit = torch.tensor(masks.shape[:-3:-1], device=masks.device, dtype=moved.dtype)  # (W, H)
+    return torch.minimum(moved.clamp(min=0), limit), labels
+
+
+def choose_prompts(first: Prompts, second: Prompts, take_first: Tensor) -> Prompts:
+    """For each object ([B, Q] bool) one prompt or the other, the shorter ones padded."""
+    most = max(first[1].shape[2], second[1].shape[2])
+    (coords, labels), (others, other_labels) = (pad_points(*prompts, num_points=most) for prompts in (first, second))
+    chosen = take_first.unsqueeze(-1)
+    return torch.where(chosen.unsqueeze(-1), coords, others), torch.where(chosen, labels, other_labels)
+
+
+def add_clicks(prompts: Prompts, more: Prompts) -> Prompts:
+    """The points of both: [B, Q, P, 2], [B, Q, P'] -> P + P' points."""
+    return torch.cat([prompts[0], more[0]], dim=2), torch.cat([prompts[1], more[1]], dim=2)
+
+
+def pad_points(point_coords: Tensor, point_labels: Tensor, *, num_points: int) -> Prompts:
+    """Padding behind the points of each prompt, up to `num_points`."""
+    missing = num_points - point_labels.shape[-1]
+    coords = torch.nn.functional.pad(point_coords, (0, 0, 0, missing))
+    return coords, torch.nn.functional.pad(point_labels, (0, missing), value=PADDING)
+
+
+def pad_prompts(point_coords: Sequence[Tensor], point_labels: Sequence[Tensor]) -> Prompts:
+    """B images with prompts of their own number and length -> [B, Q, P, 2], [B, Q, P], the rest padding.
+
+    Args:
+        point_coords: for each image [Q_i, P_i, 2].
+        point_labels: for each image [Q_i, P_i].
+    """
+    num_prompts, num_points = (max(labels.shape[axis] for labels in point_labels) for axis in (0, 1))
+    padded = []
+    for coords, labels in zip(point_coords, point_labels, strict=True):
+        coords, labels = pad_points(coords, labels, num_points=num_points)
+        missing = num_prompts - len(labels)
+        coords = torch.nn.functional.pad(coords, (0, 0, 0, 0, 0, missing))
+        padded.append((coords, torch.nn.functional.pad(labels, (0, 0, 0, missing), value=PADDING)))
+    coords, labels = zip(*padded, strict=True)
+    return torch.stack(coords), torch.stack(labels)
+
+
+def scale_prompts(prompts: Prompts, factor: float) -> Prompts:
+    """The same prompts in a frame with `factor` times as many pixels per side.
+
+    Edges of boxes are multiplied; a click stays on the centre of what its pixel covers, which is half a pixel less
+    than the multiple of that centre.
+    """
+    coords, labels = prompts
+    is_corner = ((labels == TOP_LEFT) | (labels == BOTTOM_RIGHT)).unsqueeze(-1)
+    return torch.where(is_corner, coords * factor, (coords + 0.5) * factor - 0.5), labels

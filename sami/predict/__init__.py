@@ -1,0 +1,1 @@
+"""Segmenting photos without a trainer."""

@@ -1,0 +1,173 @@
+"""Masks of what you point at in a photo.
+
+    python -m sami.segment photo.jpg --point 320,240 --checkpoint sam_vit_b_01ec64.pth --model sam_vit_b
+    python -m sami.segment photo.jpg --point 320,240 --point 100,80,0 --box 50,40,400,380 \\
+        --checkpoint runs/finetune/sam.safetensors --output masks.png --masks masks/ --rle masks.json
+
+Points are x,y for "this belongs to it", x,y,0 for "this does not", in pixels from the top left corner. All points and
+a box describe one object; several boxes, without points, one object each.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sami.entry import explain_errors, keep_freed_memory
+from sami.models.build import MODELS, build_sam
+from sami.models.sam import Sam
+from sami.ops.prompts import BACKGROUND, FOREGROUND
+from sami.ops.rle import counts_to_string, encode_mask
+from sami.predict.photo import read_photo
+from sami.predict.picture import draw_masks
+from sami.predict.predictor import SamPredictor
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line's door to `segment`."""
+    with explain_errors():
+        segment(parse(arguments))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sami.segment", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("photo", help="an image file")
+    parser.add_argument("--point", action="append", default=[], metavar="X,Y[,0]", help="may be given several times")
+    parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="may be given several times")
+    parser.add_argument("--checkpoint", required=True, help="a released file, or one of a fine-tuning run")
+    parser.add_argument("--model", choices=MODELS, help="needed for released files, which do not say what they are")
+    parser.add_argument("--image-size", type=int, help="pixels per side that the model sees (as trained)")
+    parser.add_argument("--output", default="masks.png", help="the photo with the masks on it (masks.png)")
+    parser.add_argument("--masks", metavar="FOLDER", help="also write each mask as a black and white PNG")
+    parser.add_argument("--rle", metavar="FILE", help="also write the masks as JSON, in COCO's run-length code")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    return parser.parse_args(arguments)
+
+
+def segment(options: argparse.Namespace) -> None:
+    """Reads, predicts, prints and writes.
+
+    Raises:
+        ValueError: see `read_photo`, `build_sam` and `read_prompt`; nothing has been written then.
+    """
+    points, labels = read_points(options.point)
+    boxes = [read_numbers(box, "--box", (4,)) for box in options.box]
+    if not points and not boxes:
+        raise ValueError("nothing to look for: give --point x,y or --box x0,y0,x1,y1")
+    if points and len(boxes) > 1:
+        raise ValueError("points and several boxes: give one box with the points, or the boxes alone")
+    image = read_photo(options.photo)
+    sam = build_sam(options.model, options.checkpoint, image_size=options.image_size)
+    keep_freed_memory()
+    predictor = SamPredictor(sam.to(choose_device(options.device)))
+    predictor.set_image(image)
+    multimask = wants_candidates(sam, len(points), len(boxes))
+    masks, ious = [], []
+    for box in boxes or [None]:
+        prompt = {"point_coords": points or None, "point_labels": labels or None, "box": box}
+        candidates, iou_predictions, _ = predictor.predict(**prompt, multimask_output=multimask)
+        best = int(iou_predictions.argmax())
+        masks.append(candidates[best])
+        ious.append(float(iou_predictions[best]))
+    for number, (mask, iou) in enumerate(zip(masks, ious, strict=True)):
+        print(f"object {number}: predicted IoU {iou:.3f}, {mask.mean():.1%} of the photo")
+    write(options, image, np.stack(masks), ious, points, labels, boxes)
+
+
+def wants_candidates(sam: Sam, num_points: int, num_boxes: int) -> bool:
+    """A single point may mean a part or the whole, so the best of three is taken; EfficientSAM always does that."""
+    return sam.decoder == "efficient_sam" or (num_points == 1 and num_boxes == 0)
+
+
+def write(
+    options: argparse.Namespace,
+    image: np.ndarray,
+    masks: np.ndarray,
+    ious: list[float],
+    points: list[list[float]],
+    labels: list[int],
+    boxes: list[list[float]],
+) -> None:
+    """The picture, and what else was asked for."""
+    picture = draw_masks(image, masks, point_coords=points or None, point_labels=labels, boxes=boxes)
+    save_picture(picture, options.output)
+    if options.masks:
+        for number, mask in enumerate(masks):
+            save_picture(Image.fromarray(mask), Path(options.masks) / f"object_{number}.png")
+    if options.rle:
+        records = [
+            {"segmentation": encode_rle(mask), "area": int(mask.sum()), "predicted_iou": iou}
+            for mask, iou in zip(masks, ious, strict=True)
+        ]
+        Path(options.rle).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.rle).write_text(json.dumps(records))
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, object]:
+    """bool [Ho, Wo] -> COCO's compressed run-length code, as pycocotools reads it."""
+    return {"size": list(mask.shape), "counts": counts_to_string(encode_mask(torch.from_numpy(mask))).decode()}
+
+
+def save_picture(picture: Image.Image, path: str | Path) -> None:
+    """In the format of the name, folders made.
+
+    Raises:
+        ValueError: Pillow knows no such format.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        picture.save(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be written ({error}): give a name that ends in .png or .jpg") from error
+
+
+def read_points(texts: list[str]) -> tuple[list[list[float]], list[int]]:
+    """x,y or x,y,label -> [[x, y], ...] and labels.
+
+    Raises:
+        ValueError: something else.
+    """
+    numbers = [read_numbers(text, "--point", (2, 3)) for text in texts]
+    labels = [int(point[2]) if len(point) == 3 else FOREGROUND for point in numbers]
+    for text, point in zip(texts, numbers, strict=True):
+        if len(point) == 3 and point[2] not in (FOREGROUND, BACKGROUND):
+            raise ValueError(f"--point {text}: the third number is 1 for a point inside and 0 for one outside")
+    return [point[:2] for point in numbers], labels
+
+
+def read_numbers(text: str, option: str, counts: tuple[int, ...]) -> list[float]:
+    """Numbers between commas.
+
+    Raises:
+        ValueError: no numbers, or another count.
+    """
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in counts:
+        raise ValueError(f"{option} {text}: give {' or '.join(map(str, counts))} numbers with commas between")
+    return numbers
+
+
+def choose_device(device: str) -> str:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        ValueError: another name, or there is none.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device {device}: choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from masked_photos import draw_masks, rle, sa1b_files, sa1b_record, write_coco, write_sa1b_folder, write_sa1b_tars
+
+from sami.data.mask_sources import CocoSource, JoinedSources, Sa1bFolder, Sa1bShards, open_mask_source
+from sami.data.order import locate_in_file_order
+from sami.data.transforms import BrokenImage
+
+
+def read_all(source) -> dict[str, tuple[bytes, list]]:
+    """By file name."""
+    photos = {}
+    for number in range(sum(source.counts)):
+        place = locate_in_file_order(source.counts, number)
+        photos[Path(source.name(*place).split(": ")[-1]).stem] = tuple(source.read(*place))
+    return photos
+
+
+def expected(seeds: range) -> dict[str, tuple[bytes, list]]:
+    photos = {}
+    for seed in seeds:
+        image, record = sa1b_files(seed).values()
+        photos[f"sa_{seed}"] = image, [a["segmentation"] for a in json.loads(record)["annotations"]]
+    return photos
+
+
+@pytest.mark.parametrize("images_first", [False, True])
+def test_tars_of_sa1b_whatever_the_order_of_their_members(tmp_path, images_first) -> None:
+    paths = write_sa1b_tars(tmp_path / "tars", [3, 4], images_first=images_first)
+    source = open_mask_source(str(tmp_path / "tars" / "sa_{000000..000001}.tar"))
+    assert isinstance(source, Sa1bShards) and list(source.counts) == [3, 4]
+    assert read_all(source) == expected(range(7))
+    assert source.name(1, 2) == f"{paths[1]}: ./sa_5"
+    assert read_all(pickle.loads(pickle.dumps(source))) == expected(range(7))
+
+
+def test_a_tar_may_lack_a_member(tmp_path) -> None:
+    import tarfile
+
+    path = write_sa1b_tars(tmp_path, [2])[0]
+    with tarfile.open(path) as tar, tarfile.open(tmp_path / "less.tar", "w") as less:
+        for member in tar:
+            if member.name != "./sa_1.json":
+                less.addfile(member, tar.extractfile(member))
+    source = Sa1bShards(str(tmp_path / "less.tar"))
+    assert source.read(0, 0).segmentations
+    with pytest.raises(BrokenImage, match=r"no \.json of this name"):
+        source.read(0, 1)
+
+
+def test_folder_in_sa1bs_layout(tmp_path) -> None:
+    source = open_mask_source(str(write_sa1b_folder(tmp_path / "photos", 5)))
+    assert isinstance(source, Sa1bFolder) and read_all(source) == expected(range(5))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"), [(b"{", "JSONDecodeError"), (b"[]", "TypeError"), (b'{"annotations": [1]}', "TypeError")]
+)
+def test_a_broken_json_is_a_broken_image(tmp_path, record, message) -> None:
+    source = Sa1bFolder(str(write_sa1b_folder(tmp_path, 2)))
+    (tmp_path / "sa_0.json").write_bytes(record)
+    with pytest.raises(BrokenImage, match=message):
+        source.read(0, 0)
+    (tmp_path / "sa_1.json").unlink()
+    with pytest.raises(BrokenImage, match="FileNotFoundError"):
+        source.read(0, 1)
+
+
+def test_coco(tmp_path) -> None:
+    root = write_coco(tmp_path / "coco", 4)
+    by_folder, by_file = open_mask_source(str(root)), open_mask_source(str(root / "instances.json"))
+    explicit = open_mask_source({"annotations": str(root / "instances.json"), "images": str(root / "images")})
+    for source in (by_folder, by_file, explicit):
+        assert isinstance(source, CocoSource) and source.counts == [3]  # a photo without an object is left out
+        photos = read_all(source)
+        assert photos.keys() == {"0000", "0002", "0003"}
+        image, segmentations = photos["0002"]
+        assert image == (root / "images" / "0002.jpg").read_bytes()
+        assert len(segmentations) == 3 and segmentations[2] == rle(draw_masks(2, 4)[2])  # without the crowd
+    assert by_folder.fingerprint == explicit.fingerprint
+
+
+def test_several_sources_are_one(tmp_path) -> None:
+    folder, coco = write_sa1b_folder(tmp_path / "a", 3), write_coco(tmp_path / "b", 4)
+    tars = write_sa1b_tars(tmp_path / "c", [2, 1])
+    source = open_mask_source([str(folder), str(coco), *tars])
+    assert isinstance(source, JoinedSources) and source.counts == [3, 3, 2, 1]
+    assert np.array_equal([len(source.read(u, 0).segmentations) for u in range(4)], [1, 3, 1, 3])
+    assert source.name(1, 1) == str(coco / "images" / "0002.jpg") and "sa_2" in source.name(3, 0)
+    assert source.fingerprint != open_mask_source([str(coco), str(folder), *tars]).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("{tmp}/none.tar", "1 of the 1 shards"),
+        ("{tmp}/empty", "not a folder with images"),
+        ("{tmp}/photos", "no .json below"),
+        ("{tmp}/list.json", "needs a file and a folder"),
+        ({"annotations": "{tmp}/list.json", "images": "{tmp}/photos"}, "is not COCO's format"),
+        ({"annotations": "{tmp}/none.json", "images": "{tmp}/photos"}, "needs a file and a folder"),
+        ({"file": "x"}, "a COCO set is given as"),
+        ([], "an empty list of data"),
+        ({"annotations": "{tmp}/nothing.json", "images": "{tmp}/photos"}, "no object with a mask"),
+    ],
+)
+def test_mistakes(tmp_path, where, message) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"")
+    (tmp_path / "list.json").write_bytes(sa1b_record(0, draw_masks(0, 1)))
+    (tmp_path / "nothing.json").write_text('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}')
+    where = json.loads(json.dumps(where).replace("{tmp}", str(tmp_path)))
+    with pytest.raises(ValueError, match=message):
+        open_mask_source(where)

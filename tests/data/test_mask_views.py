@@ -1,0 +1,158 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import encode
+from masked_photos import draw_masks, rle, sa1b_record, write_coco, write_sa1b_folder
+
+from sami.data.mask_sources import MaskedPhoto, Sa1bFolder, open_mask_source
+from sami.data.mask_views import NUM_NOISE, EvalMaskViews, MaskFrame, TrainMaskViews, make_view
+from sami.data.order import ShuffledOrder
+from sami.data.transforms import BrokenImage
+from sami.data.views import PADDING
+from sami.ops.rle import encode_mask
+
+
+def train_views(source, *, seed: int = 0, num_masks: int = 3, flip: float = 0.5, **frame) -> TrainMaskViews:
+    order = ShuffledOrder(source.counts, seed=seed, window=2, epoch_size=8)
+    own = MaskFrame(**{"side": 32, "mask_side": 16, "preprocess": "squash", "max_area": 0.9, **frame})
+    return TrainMaskViews(source, order, seed=seed, frame=own, num_masks=num_masks, flip=flip)
+
+
+def test_batch_shapes(tmp_path) -> None:
+    views = train_views(Sa1bFolder(str(write_sa1b_folder(tmp_path, 8))))
+    batch = views.__getitems__(list(range(8)))
+    assert batch["image"].shape == (8, 3, 32, 32) and batch["image"].dtype == torch.uint8
+    assert batch["masks"].shape == (8, 3, 16, 16) and batch["masks"].dtype == torch.bool
+    assert batch["noise"].shape == (8, 3, NUM_NOISE) and batch["input_size"].tolist() == [[32, 32]] * 8
+    assert sorted(batch["valid"].sum(1).tolist()) == [1, 1, 2, 2, 3, 3, 3, 3]  # of 1, 2, 3, 4 masks each
+    assert torch.equal(batch["masks"].flatten(2).any(-1), batch["valid"])
+    assert batch["broken"] == [] and batch["position"].tolist() == list(range(8))
+
+
+def test_a_view_depends_on_seed_and_position_alone(tmp_path) -> None:
+    source = Sa1bFolder(str(write_sa1b_folder(tmp_path, 8)))
+    together = train_views(source).__getitems__(list(range(24)))
+    for position in (11, 2, 23):
+        alone = train_views(source).__getitems__([position])
+        count = int(alone["valid"].sum())
+        for name in ("image", "masks", "noise"):
+            whole = together[name][position] if name == "image" else together[name][position, :count]
+            assert torch.equal(alone[name][0], whole), name
+        assert int(together["valid"][position].sum()) == count
+    first, second = (train_views(source).__getitems__(list(range(8 * e, 8 * e + 8))) for e in (0, 1))
+    assert not torch.equal(first["noise"].sum(), second["noise"].sum())
+    other = train_views(source, seed=1).__getitems__([2])
+    assert not torch.equal(other["noise"][0, 0], together["noise"][2, 0])
+
+
+def painted(height: int, width: int, seed: int) -> tuple[MaskedPhoto, np.ndarray]:
+    """A photo that is white in its masks and black elsewhere, as PNG: the image shows where the masks belong."""
+    masks = draw_masks(seed, 2, height=height, width=width)
+    image = np.repeat(255 * masks[0].astype(np.uint8)[..., None], 3, axis=2)
+    return MaskedPhoto(encode(image, "PNG"), [rle(masks[0])]), masks[0]
+
+
+@pytest.mark.parametrize("preprocess", ["squash", "pad"])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("size", [(48, 64), (90, 33), (200, 140)])
+@pytest.mark.parametrize("mask_side", [64, 16])
+def test_masks_lie_where_the_image_shows_them(preprocess, flip, size, mask_side) -> None:
+    """To a fraction of a pixel: the white of the resized image and the mask have the same area and centre."""
+    photo, _ = painted(*size, seed=size[0])
+    frame = MaskFrame(64, mask_side, preprocess, 0.9)
+    view = make_view(photo, frame, np.random.default_rng(0), num_masks=1, flip=flip)
+    (mask,), white = view.masks, view.image[0].float() / 255
+    cell = 64 // mask_side
+    mask = mask.float().repeat_interleave(cell, 0).repeat_interleave(cell, 1)
+    assert mask.sum() == pytest.approx(float(white.sum()), rel=0.03 if cell == 1 else 0.15)
+    place = torch.arange(64) + 0.5
+    for axis in (0, 1):
+        centres = [float((picture.sum(axis) * place).sum() / picture.sum()) for picture in (mask, white)]
+        assert centres[0] == pytest.approx(centres[1], abs=0.12 if cell == 1 else 1.0)
+    height, width = view.input_size
+    assert (height, width) == ((64, 64) if preprocess == "squash" else frame.of(size).input_size)
+    assert not view.image[:, height:].any() and not view.image[:, :, width:].any()
+
+
+def test_longest_side_is_rounded_as_sam_does() -> None:
+    frame = MaskFrame(1024, 256, "pad", 0.9)
+    assert frame.of((600, 800)).input_size == (768, 1024) and frame.of((1500, 2247)).input_size == (684, 1024)
+    assert frame.of((1, 20000)).input_size == (1, 1024)
+
+
+def test_masks_of_another_scale_are_whole_at_the_images_own_size() -> None:
+    photo, mask = painted(64, 64, seed=3)
+    view = make_view(photo, MaskFrame(64, 64, "squash", 0.9), np.random.default_rng(0), num_masks=1, flip=0)
+    assert np.array_equal(view.masks[0].numpy(), mask)
+
+
+def test_large_empty_and_tiny_masks_are_dropped() -> None:
+    masks = np.zeros((5, 64, 64), dtype=bool)
+    masks[0, :58] = True  # 91 %
+    masks[1, :57] = True  # 89 %
+    masks[2, 5, 5] = True  # a sixteenth of a cell
+    masks[4, 20:30, 20:30] = True
+    image = encode(np.zeros((64, 64, 3), dtype=np.uint8))
+    photo = MaskedPhoto(image, [rle(mask) for mask in masks])
+    frame = MaskFrame(64, 16, "squash", 0.9)
+    view = make_view(photo, frame, np.random.default_rng(0), num_masks=9, flip=0)
+    assert sorted(int(mask.sum()) for mask in view.masks) == [4, 224] or len(view.masks) == 2
+    with pytest.raises(BrokenImage, match="none of its 1 masks can be used"):
+        make_view(photo._replace(segmentations=[rle(masks[0])]), frame, np.random.default_rng(0), num_masks=9, flip=0)
+    with pytest.raises(BrokenImage, match="none of its 0 masks can be used"):
+        make_view(photo._replace(segmentations=[]), frame, np.random.default_rng(0), num_masks=9, flip=0)
+
+
+def test_masks_that_are_not_drawn_are_not_decoded(tmp_path) -> None:
+    photo, _ = painted(48, 64, seed=0)
+    photo = photo._replace(segmentations=photo.segmentations * 9 + ["nonsense"])
+    frame = MaskFrame(32, 32, "squash", 0.9)
+    drawn = []
+    for seed in range(40):
+        try:
+            drawn.append(len(make_view(photo, frame, np.random.default_rng(seed), num_masks=3, flip=0).masks))
+        except BrokenImage as error:
+            assert "a mask cannot be read" in str(error)
+    assert set(drawn) == {3} and 20 <= len(drawn) < 40
+
+
+def test_broken_photos_are_replaced_and_reported(tmp_path) -> None:
+    root = write_sa1b_folder(tmp_path, 8)
+    (root / "sa_1.json").write_bytes(b"{")
+    (root / "sa_2.json").write_bytes(sa1b_record(2, draw_masks(2, 3, height=40)))  # masks of another size
+    (root / "sa_3.json").write_text(json.dumps({"annotations": []}))
+    (root / "sa_5.jpg").write_bytes(b"no photo")
+    source = Sa1bFolder(str(root))
+    batch = train_views(source).__getitems__(list(range(8)))
+    reasons = dict(batch["broken"])
+    assert {name.split("_")[-1] for name in reasons} == {"1.jpg", "2.jpg", "3.jpg", "5.jpg"}
+    assert "a mask of 40x64 in an image of 48x64" in reasons[str(root / "sa_2.jpg")]
+    assert batch["valid"].any(1).all() and (batch["image"].float().std(dim=(1, 2, 3)) > 1).all()
+    for path in root.glob("*.json"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"51 photos in a row cannot be used, the last is .*sa_"):
+        train_views(source).__getitems__([0])
+
+
+def test_eval_views(tmp_path) -> None:
+    root = write_sa1b_folder(tmp_path, 5)
+    (root / "sa_2.jpg").write_bytes(b"")
+    source = Sa1bFolder(str(root))
+    views = EvalMaskViews(source, seed=0, frame=MaskFrame(32, 32, "pad", 0.9), num_masks=2)
+    batch = views.__getitems__([0, 3, 2, PADDING])
+    assert batch["valid"].sum(1).tolist() == [1, 2, 0, 0] and len(batch["broken"]) == 1
+    assert batch["masks"].shape == (4, 2, 32, 32) and not batch["image"][2:].any()
+    again = views.__getitems__([3])
+    assert torch.equal(again["masks"][0], batch["masks"][1]) and torch.equal(again["noise"][0], batch["noise"][1])
+    only = views.__getitems__([PADDING])
+    assert only["masks"].shape == (1, 1, 32, 32) and not only["valid"].any()
+
+
+def test_coco_polygons_become_masks(tmp_path) -> None:
+    source = open_mask_source(str(write_coco(tmp_path, 9)))
+    batch = train_views(source, num_masks=4, flip=0, side=64, mask_side=64, preprocess="pad").__getitems__([0, 1])
+    assert batch["valid"].sum(1).tolist() == [3, 3]
+    sizes = {int(encode_mask(mask)[1::2].sum()) for mask in batch["masks"][0]}
+    assert len(sizes) == 3 and min(sizes) > 50

@@ -1,0 +1,175 @@
+import json
+
+import pytest
+import timm
+import torch
+from checkpoints import write_checkpoint
+from safetensors.torch import save_file
+
+from sami.models.build import MODELS, build_sam, load_backbone, load_decoder, save_sam
+from sami.models.efficient_vit import EfficientViT
+from sami.models.image_encoders import MobileViT
+from sami.models.vit import ViT
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return build_sam("efficient_sam_vitt", decoder="sam", preprocess="pad", image_size=64)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("released")
+    return {name: write_checkpoint(name, folder) for name in ("efficient_sam_vitt", "mobile_sam")}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_name_builds(name):
+    with torch.device("meta"):
+        sam = build_sam(name)
+    assert sam.name == name and sam.image_size == 1024 and not sam.training
+    assert sam.preprocess == ("squash" if name.startswith("efficient") else "pad")
+    assert sam.prompt_encoder.takes_background != name.startswith("efficient")
+
+
+def test_numbers_of_parameters_are_the_papers():
+    with torch.device("meta"):
+        counts = {name: sum(p.numel() for p in build_sam(name).parameters()) for name in MODELS}
+    assert counts["efficient_sam_vitt"] == 10_223_204
+    assert counts["efficient_sam_vits"] == 26_413_028
+    assert round(counts["sam_vit_h"] / 1e6) == 641
+
+
+def test_own_file_describes_its_model(tiny, tmp_path):
+    path = tmp_path / "sam.safetensors"
+    save_sam(tiny, path)
+    again = build_sam(checkpoint=path)
+    for option in ("name", "image_size", "preprocess", "decoder"):
+        assert getattr(again, option) == getattr(tiny, option)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(again.embed(image), tiny.embed(image))
+    with pytest.raises(ValueError, match="saved with image_size=64, not 128"):
+        build_sam(checkpoint=path, image_size=128)
+    with pytest.raises(ValueError, match="saved with name=efficient_sam_vitt, not mobile_sam"):
+        build_sam("mobile_sam", path)
+
+
+@pytest.mark.parametrize("name", ["sam_vit_b", "mobile_sam", "efficient_sam_vitt"])
+def test_activations_can_be_recomputed(name):
+    with torch.device("meta"):
+        sam = build_sam(name)
+    sam.recompute_activations()
+    encoder = sam.image_encoder
+    assert sam.mask_decoder.checkpoint
+    assert encoder.grad_checkpointing if name == "sam_vit_b" else encoder.checkpoint
+    sam.recompute_activations(False)
+    assert not sam.mask_decoder.checkpoint
+    assert not (encoder.grad_checkpointing if name == "sam_vit_b" else encoder.checkpoint)
+
+
+def test_mobile_encoder_with_recomputing():
+    encoder = MobileViT().train()
+    image = torch.randn(2, 3, 64, 64)
+    for encoder.checkpoint in (False, True):
+        encoder.zero_grad()
+        assert encoder(image).shape == (2, 256, 4, 4)
+        encoder(image).square().mean().backward()
+        assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="name='sam_vit_x': choose one of sam_vit_b, "):
+        build_sam("sam_vit_x")
+    with pytest.raises(ValueError, match="no name given"):
+        build_sam()
+
+
+def test_missing_unknown_and_misshapen_parameters_are_listed(released, tmp_path):
+    weights = torch.load(released["efficient_sam_vitt"], weights_only=True)["model"]
+    weights.pop("mask_decoder.iou_token.weight")
+    weights["mask_decoder.extra"] = torch.zeros(1)
+    weights["prompt_encoder.invalid_points.weight"] = torch.zeros(1, 8)
+    torch.save({"model": weights}, tmp_path / "broken.pt")
+    with pytest.raises(ValueError) as caught:
+        build_sam("efficient_sam_vitt", tmp_path / "broken.pt")
+    message = str(caught.value)
+    assert "broken.pt does not fit Sam" in message
+    assert "1 missing: mask_decoder.iou_token.weight" in message
+    assert "1 unexpected: mask_decoder.extra" in message
+    assert "not_a_point_embed.weight is [1, 8], needed [1, 256]" in message
+
+
+def test_a_file_of_another_model(released):
+    with pytest.raises(ValueError, match="does not fit Sam"):
+        build_sam("efficient_sam_vits", released["efficient_sam_vitt"])
+    with pytest.raises(ValueError, match="does not fit Sam"):
+        build_sam("sam_vit_b", released["mobile_sam"])
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+@pytest.mark.parametrize("name", ["sam_vit_b", "efficient_sam_vitt"])
+def test_files_that_are_no_weights(name, tmp_path, capsys):
+    torch.save({"model": Evil()}, tmp_path / "evil.pt")
+    (tmp_path / "noise.pt").write_bytes(b"not a checkpoint at all")
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    for file in ("evil.pt", "noise.pt", "empty.safetensors", "absent.pt"):
+        with pytest.raises(ValueError, match=file):
+            build_sam(name, tmp_path / file)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_description_that_is_none(tiny, tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={"sam": "{"})
+    with pytest.raises(ValueError, match=r"odd\.safetensors does not fit Sam"):
+        build_sam("efficient_sam_vitt", tmp_path / "odd.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={"sam": json.dumps({"name": "x"})})
+    with pytest.raises(ValueError, match="name='x'"):
+        build_sam(checkpoint=tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize("image_size", [224, 96])
+def test_backbone_of_sami(image_size, tmp_path):
+    """The student's patch tokens are the encoder's where the class token cannot matter: before the first block."""
+    student = ViT("tiny", image_size=image_size)
+    save_file(student.state_dict(), tmp_path / "backbone.safetensors")
+    encoder = EfficientViT("tiny")
+    neck = [value.clone() for value in encoder.neck.state_dict().values()]
+    load_backbone(encoder, tmp_path / "backbone.safetensors")
+    for name, value in student.blocks.state_dict().items():
+        torch.testing.assert_close(encoder.blocks.state_dict()[name], value)
+    assert all(torch.equal(a, b) for a, b in zip(neck, encoder.neck.state_dict().values(), strict=True))
+    side = image_size // 16
+    table = encoder.position_table((side, side)).flatten(2).transpose(1, 2)
+    tolerance = 1e-6 if image_size == 224 else 0.1  # enlarged and shrunk again
+    torch.testing.assert_close(table, student.pos_embed[:, 1:], rtol=0, atol=tolerance)
+
+
+def test_backbone_of_timm_and_of_mae(tmp_path):
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=10)
+    torch.save(network.state_dict(), tmp_path / "timm.pth")
+    encoder = EfficientViT("tiny")
+    load_backbone(encoder, tmp_path / "timm.pth")
+    torch.testing.assert_close(encoder.blocks[3].mlp.fc1.weight, network.blocks[3].mlp.fc1.weight)
+    mae = {**network.state_dict(), "mask_token": torch.zeros(1, 1, 512), "decoder_pos_embed": torch.zeros(1, 197, 512)}
+    torch.save({"model": {k: v for k, v in mae.items() if not k.startswith("head")}}, tmp_path / "mae.pth")
+    load_backbone(EfficientViT("tiny"), tmp_path / "mae.pth")
+    with pytest.raises(ValueError, match="does not fit EfficientViT"):
+        load_backbone(EfficientViT("small"), tmp_path / "timm.pth")
+    torch.save({**network.state_dict(), "pos_embed": torch.zeros(1, 190, 192)}, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match="190 rows belongs to no square grid"):
+        load_backbone(EfficientViT("tiny"), tmp_path / "odd.pth")
+
+
+def test_decoder_of_another_file(tiny, released):
+    load_decoder(tiny, released["mobile_sam"])
+    weights = torch.load(released["mobile_sam"], weights_only=True)
+    own = tiny.state_dict()
+    for name in ("mask_decoder.output_upscaling.3.weight", "prompt_encoder.point_embeddings.0.weight"):
+        torch.testing.assert_close(own[name], weights[name])
+    with pytest.raises(ValueError, match=r"point_embeddings\.0"):
+        load_decoder(tiny, released["efficient_sam_vitt"])

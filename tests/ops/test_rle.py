@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from sami.ops.resize import overlap_weights
+from sami.ops.rle import counts_from_string, counts_to_string, decode_mask, encode_mask, mask_coverage
+
+SIZES = [(1, 1), (1, 7), (9, 1), (5, 5), (64, 37), (120, 250)]
+
+
+def random_masks(size: tuple[int, int]) -> list[torch.Tensor]:
+    """Empty, full, noise of several densities, and blobs with long runs."""
+    rng = torch.Generator().manual_seed(size[0] * 1000 + size[1])
+    masks = [torch.zeros(size, dtype=torch.bool), torch.ones(size, dtype=torch.bool)]
+    masks += [torch.rand(size, generator=rng) < density for density in (0.02, 0.5, 0.98)]
+    y, x = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in size), indexing="ij")
+    across = torch.zeros(size, dtype=torch.bool)  # one run, from the foot of a column to the head of the next
+    across[-2:, 0], across[:2, 1:2] = True, True
+    masks.append(across)
+    for _ in range(3):
+        cy, cx, r = (torch.rand(3, generator=rng) - 0.5).tolist()
+        masks.append((y - cy) ** 2 + (x - cx) ** 2 < r**2 + 0.05)
+    return masks
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_decode_inverts_encode(size) -> None:
+    for mask in random_masks(size):
+        counts = encode_mask(mask)
+        assert torch.equal(decode_mask(counts, size), mask)
+        assert torch.equal(counts_from_string(counts_to_string(counts)), counts)
+        assert int(counts.sum()) == mask.numel() and (counts[1:] > 0).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_bit_is_pycocotools(size) -> None:
+    coco = pytest.importorskip("pycocotools.mask")
+    for mask in random_masks(size):
+        theirs = coco.encode(mask.numpy().astype("uint8").copy(order="F"))
+        assert counts_to_string(encode_mask(mask)) == theirs["counts"]
+        assert torch.equal(decode_mask(counts_from_string(theirs["counts"]), size), mask)
+        uncompressed = coco.frPyObjects({"size": list(size), "counts": encode_mask(mask).tolist()}, *size)
+        assert uncompressed["counts"] == theirs["counts"]
+
+
+def test_long_runs_and_negative_differences() -> None:
+    """Lengths far beyond five bits, falling and rising."""
+    counts = torch.tensor([0, 3_000_000, 1, 2, 4_000_000, 40_000, 5])
+    assert torch.equal(counts_from_string(counts_to_string(counts)), counts)
+    coco = pytest.importorskip("pycocotools.mask")
+    size = [int(counts.sum()), 1]
+    assert coco.frPyObjects({"size": size, "counts": counts.tolist()}, *size)["counts"] == counts_to_string(counts)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a b", "characters"), ("oo", "cut short"), ("1 \xff", "characters"), ("N", "negative")]
+)
+def test_a_damaged_code_is_an_error(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        counts_from_string(text)
+
+
+def test_runs_of_another_size_are_an_error() -> None:
+    with pytest.raises(ValueError, match="runs of 12 pixels in a mask of 3x5"):
+        decode_mask(torch.tensor([4, 8]), (3, 5))
+
+
+@pytest.mark.parametrize("size", [(5, 5), (64, 37), (120, 250)])
+@pytest.mark.parametrize("cells", [(7, 3), (16, 16), (130, 90)])
+def test_coverage_is_the_mean_over_the_area_of_each_cell(size, cells) -> None:
+    rows, columns = (torch.arange(n + 1) * (side / n) for n, side in zip(cells, size, strict=True))
+    weights = [overlap_weights(side, n).double() for n, side in zip(cells, size, strict=True)]
+    for mask in random_masks(size):
+        expected = (weights[0] @ mask.double() @ weights[1].T).float()
+        torch.testing.assert_close(mask_coverage(encode_mask(mask), size, rows, columns), expected, rtol=0, atol=1e-5)
+
+
+def test_coverage_on_its_own_grid_is_the_mask_and_falling_borders_mirror_it() -> None:
+    for mask in random_masks((33, 21)):
+        rows, columns = torch.arange(34.0), torch.arange(22.0)
+        assert torch.equal(mask_coverage(encode_mask(mask), (33, 21), rows, columns), mask.float())
+        mirrored = mask_coverage(encode_mask(mask), (33, 21), rows, 21 - columns)
+        assert torch.equal(mirrored, mask.flip(1).float())
+
+
+def test_nothing_covers_what_lies_beyond_the_mask() -> None:
+    """A frame with padding to the right and below: the border cell counts its padded part as uncovered."""
+    mask = torch.ones(6, 4, dtype=torch.bool)
+    coverage = mask_coverage(encode_mask(mask), (6, 4), torch.arange(5) * 2.0, torch.arange(5) * 1.6)
+    assert torch.allclose(coverage[0], torch.tensor([1, 1, 0.5, 0])) and (coverage[3] == 0).all()

@@ -1,0 +1,107 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_photo
+from PIL import Image
+from pycocotools import mask as coco
+
+from sami.models.build import build_sam, save_sam
+from sami.models.sam import Sam
+from sami.segment import main, wants_candidates
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sam = build_sam("efficient_sam_vitt", decoder="sam", preprocess="pad", image_size=64)
+    path = tmp_path_factory.mktemp("run") / "sam.safetensors"
+    save_sam(sam, path)
+    return str(path)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(draw_photo(0, height=60, width=80)).save(path)
+    return str(path)
+
+
+def test_points_and_a_box_are_one_object(photo, checkpoint, tmp_path, capsys):
+    files = [f"--output={tmp_path}/out/o.png", f"--masks={tmp_path}/m", f"--rle={tmp_path}/r/masks.json"]
+    prompts = ["--point", "40,30", "--point", "10,8,0", "--box", "20,10,60,50"]
+    main([photo, *prompts, "--checkpoint", checkpoint, *files])
+    printed = capsys.readouterr().out
+    assert printed.startswith("object 0: predicted IoU ") and printed.count("object") == 1
+    assert Image.open(tmp_path / "out" / "o.png").size == (80, 60)
+    mask = np.asarray(Image.open(tmp_path / "m" / "object_0.png"))
+    (record,) = json.loads((tmp_path / "r" / "masks.json").read_text())
+    assert (coco.decode(record["segmentation"]) == mask).all()
+    assert record["area"] == mask.sum() and f"{record['predicted_iou']:.3f}" in printed
+
+
+def test_the_most_promising_of_three_is_shown(photo, checkpoint, tmp_path, monkeypatch, capsys):
+    def three(self, image, coords, labels, mask_input=None, *, multimask_output):
+        assert multimask_output
+        logits = torch.full((1, 1, 3, 16, 16), -1.0)
+        logits[0, 0, 1] = 1
+        return logits, torch.tensor([[[0.2, 0.9, 0.4]]])
+
+    monkeypatch.setattr(Sam, "decode", three)
+    main([photo, "--point=40,30", "--checkpoint", checkpoint, f"--output={tmp_path}/o.png"])
+    assert capsys.readouterr().out == "object 0: predicted IoU 0.900, 100.0% of the photo\n"
+
+
+def test_several_boxes_are_several_objects(photo, checkpoint, tmp_path, capsys):
+    main([photo, "--box=1,1,30,30", "--box=40,5,70,50", "--checkpoint", checkpoint, f"--output={tmp_path}/o.png"])
+    assert capsys.readouterr().out.count("predicted IoU") == 2
+
+
+def test_when_the_best_of_three_is_taken():
+    sam = build_sam("efficient_sam_vitt", decoder="sam", image_size=64)
+    assert wants_candidates(sam, 1, 0) and not wants_candidates(sam, 2, 0) and not wants_candidates(sam, 1, 1)
+    assert wants_candidates(build_sam("efficient_sam_vitt", image_size=64), 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to look for"),
+        (["--point", "90,30"], "point (90, 30) is outside the image, which is 80 wide and 60 high"),
+        (["--point", "40"], "--point 40: give 2 or 3 numbers"),
+        (["--point", "a,b"], "--point a,b: give 2 or 3 numbers"),
+        (["--point", "4,5,7"], "third number"),
+        (["--box", "5,5,1,10"], "has no area"),
+        (["--box", "5,5,10"], "--box 5,5,10: give 4 numbers"),
+        (["--point", "4,5", "--box=1,1,5,5", "--box=2,2,9,9"], "points and several boxes"),
+        (["--point", "4,5", "--model", "mobile_sam"], "saved with name=efficient_sam_vitt"),
+        (["--point", "4,5", "--image-size", "512"], "saved with image_size=64"),
+        (["--point", "4,5", "--device", "tpu"], "--device tpu"),
+        (["--point", "4,5", "--output", "masks.xyz"], "cannot be written"),
+    ],
+)
+def test_mistakes_are_answered_with_a_sentence(photo, checkpoint, arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main([photo, *arguments, "--checkpoint", checkpoint])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert message in error and "Traceback" not in error
+
+
+def test_files_that_are_missing_or_wrong(photo, checkpoint, capsys, tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    released = tmp_path / "released.pt"
+    torch.save({"a": torch.zeros(1)}, released)
+    for arguments, message in (
+        ([str(tmp_path / "absent.jpg"), "--checkpoint", checkpoint], "absent.jpg: no such file"),
+        ([str(tmp_path / "text.jpg"), "--checkpoint", checkpoint], "cannot be read as an image"),
+        ([photo, "--checkpoint", str(tmp_path / "absent.pt"), "--model", "mobile_sam"], "absent.pt: no such file"),
+        ([photo, "--checkpoint", str(released)], "no name given: choose one of sam_vit_b"),
+        ([photo, "--checkpoint", str(released), "--model", "sam_vit_b"], "does not fit Sam"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--point", "4,5"])
+        assert message in capsys.readouterr().err
