@@ -80,6 +80,11 @@ class MaskData(pl.LightningDataModule):
         """Photos in the training set."""
         return sum(self.train_source.counts)
 
+    @property
+    def validates(self) -> bool:
+        """Whether there are photos to validate on."""
+        return bool(self.val_sources)
+
     def set_stream(self, *, batch_size: int, epoch_size: int, num_batches: int) -> None:
         """How training walks through the photos: photos per batch and rank, per epoch, and batches of the whole run."""
         self.batch_size, self.epoch_size, self.num_batches = batch_size, epoch_size, num_batches
