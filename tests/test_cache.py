@@ -408,6 +408,11 @@ def test_verify_speaks_of_photos_that_were_or_became_broken(tmp_path: Path) -> N
     assert code == 2 and "the photo cannot be read any more" in said
 
 
+def test_verify_asks_for_no_more_views_than_there_are(made: tuple[list[str], Path], tmp_path: Path) -> None:
+    code, said = cache_says("verify", [*made[0], f"cache.path={made[1]}", "cache.num_views=3"], tmp_path)
+    assert code == 2 and "holds 2 views, not cache.num_views=3" in said
+
+
 def test_verify_knows_another_teacher(made: tuple[list[str], Path], tmp_path: Path) -> None:
     code, said = cache_says("verify", [*made[0], f"cache.path={made[1]}", "teacher.name=test_vit2"], tmp_path)
     assert code == 2 and "teacher.name: test_vit in the cache, test_vit2 now" in said and "teacher_weights" in said

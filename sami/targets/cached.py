@@ -38,15 +38,10 @@ class CachedTeacher(Teacher):
             raise ValueError(f"teacher.name={name}, but the cache {path} holds targets of {teacher_name(manifest)}")
         self.codec, self.width = build_codec(manifest), manifest["width"]
         self.grid, self.holds_maps = tuple(manifest["grid"]), manifest["kind"] == "maps"
-        self.digest = recipe_digest(manifest)
+        self.fingerprint = recipe_digest(manifest)  # of what the cache is made from
         mean, variance = (torch.tensor(manifest["statistics"][key]) for key in ("mean", "variance"))
         self.statistics = Statistics(mean, variance, manifest["statistics"]["tokens"])
         self.description = describe(manifest)
-
-    @property
-    def fingerprint(self) -> str:
-        """Of what the cache is made from."""
-        return self.digest
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """The entries of `CacheReader.fill` -> float32 [B, N, E], tokens in image order."""

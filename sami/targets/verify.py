@@ -75,6 +75,8 @@ def recompute(task: CacheTask, running: RunningTeacher, num_photos: int) -> Agre
     """
     reader = CacheReader(task.folder, task.source)
     reader.check({name: value for name, value in task.describe().items() if name in reader.manifest})
+    if task.num_views > reader.num_views:
+        raise ValueError(f"{task.folder} holds {reader.num_views} views, not cache.num_views={task.num_views}")
     codec = build_codec(reader.manifest).to(running.device)
     stated = reader.manifest["error"]["worst_relative_error"] + TOLERANCE[reader.manifest["precision"]]
     stored, exact, worst, num_views = [], [], 0.0, 0
