@@ -89,7 +89,11 @@ def mask_loss(
 
 
 def focal_loss(logits: Tensor, masks: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """[..., H, W], bool of a shape that broadcasts -> [...]: mean over pixels (arXiv:1708.02002, Eq. 5)."""
+    """[..., H, W], bool of a shape that broadcasts -> [...]: mean over pixels (arXiv:1708.02002, Eq. 5).
+
+    With p the chance of a pixel to be object, the slope at logit 0 has the sign of (1 - alpha) * (1 - p) - alpha * p:
+    at alpha = 0.25 a pixel is called object only where p > 0.75.
+    """
     signed = torch.where(masks, logits, -logits)  # how strongly the pixel is called what it is
     balance = torch.where(masks, alpha, 1 - alpha)
     return (balance * torch.sigmoid(-signed) ** gamma * F.softplus(-signed)).mean(dim=(-2, -1))

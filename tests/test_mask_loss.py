@@ -97,3 +97,11 @@ def test_limits() -> None:
     assert torch.isfinite(focal_loss(-1e4 * sure, masks)).all() and (dice_loss(-sure, masks) > 0.9).all()
     half = focal_loss(torch.zeros(1, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool))
     assert float(half) == pytest.approx(0.25 * 0.25 * math.log(2))
+
+
+@pytest.mark.parametrize(("chance", "object_wins"), [(0.7, False), (0.8, True)])
+def test_focal_loss_calls_a_pixel_object_only_where_three_to_one_are_for_it(chance: float, object_wins: bool) -> None:
+    logit = torch.zeros(1, 1, requires_grad=True)
+    loss = chance * focal_loss(logit, torch.ones(1, 1, dtype=torch.bool))
+    (loss + (1 - chance) * focal_loss(logit, torch.zeros(1, 1, dtype=torch.bool))).backward()
+    assert (logit.grad.item() < 0) == object_wins
