@@ -2,6 +2,7 @@
 
     python -m sami.benchmark
     python -m sami.benchmark model=vit_t batch_size=64 precision=bf16 teacher=sam_vit_h
+    python -m sami.benchmark stage=segmenter    # EfficientSAM's encoder and decoder, and a step of fine-tuning
 
 All rows run in turns in one process, so ratios hold on a busy machine too. Share of the matmul rate: operations of
 the forward and backward pass (see `StudentStep.count_flops`) per second of the whole step, over the rate of one large
@@ -23,8 +24,10 @@ from sami.data.transforms import normalize
 from sami.data.views import PositionSampler
 from sami.entry import explain_errors, keep_freed_memory
 from sami.methods.loading_speed import DrawnPhotos, Loading, PillowLoading
+from sami.methods.segmenter_speed import print_memory, print_speed
 from sami.methods.speed import (
     DESIGNS,
+    Machine,
     MatrixProduct,
     Setting,
     StudentStep,
@@ -39,7 +42,26 @@ from sami.targets.speed import CachedBatches, write_drawn
 def main(cfg: DictConfig) -> None:
     """Hydra's door to `benchmark`."""
     with explain_errors(), TemporaryDirectory(prefix="sami-benchmark-") as folder:
-        benchmark(cfg, Path(folder))
+        if cfg.stage == "segmenter":
+            benchmark_segmenter(cfg)
+        elif cfg.stage == "pretraining":
+            benchmark(cfg, Path(folder))
+        else:
+            raise ValueError(f"stage={cfg.stage}: choose pretraining or segmenter")
+
+
+def choose_device(cfg: DictConfig) -> str:
+    """cpu or cuda."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+
+
+def benchmark_segmenter(cfg: DictConfig) -> None:
+    """Measures and prints the segmenter's tables, then counts a step's memory."""
+    machine = Machine(
+        precision=str(cfg.precision), device=choose_device(cfg), threads=cfg.threads or torch.get_num_threads()
+    )
+    print_speed(machine, keep_freed_memory, **cfg.segmenter, repetitions=cfg.steps)
+    print_memory(cfg.step, precision=machine.precision)
 
 
 def benchmark(cfg: DictConfig, folder: Path) -> None:
@@ -48,7 +70,7 @@ def benchmark(cfg: DictConfig, folder: Path) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     keep_freed_memory()
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+    device = choose_device(cfg)
     teacher = instantiate(cfg.teacher, **({"weights": "random"} if "weights" in cfg.teacher else {}))
     setting = Setting(
         cfg.model.size,
@@ -103,10 +125,9 @@ def benchmark(cfg: DictConfig, folder: Path) -> None:
         device,
     )
 
-    machine = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {setting.threads} threads"
     rate = matmul.flops / statistics.median(seconds["matmul"])
     teacher_name = cfg.teacher.get("name", cfg.teacher._target_.rpartition(".")[2])
-    print(f"{machine}, precision {setting.precision}, batch {cfg.batch_size}, {cfg.model.image_size} pixels")
+    print(f"{setting.name}, precision {setting.precision}, batch {cfg.batch_size}, {cfg.model.image_size} pixels")
     print(f"student ViT-{cfg.model.size}, teacher {teacher_name}")
     print(f"matrix product: {rate / 1e9:,.0f} GFLOP/s\n")
     kind = "peak allocated" if device == "cuda" else "growth of peak RSS"

@@ -2,7 +2,7 @@ import re
 
 from runs import compose_config
 
-from sami.benchmark import benchmark
+from sami.benchmark import benchmark, benchmark_segmenter
 
 
 def test_table_on_a_small_setting(tmp_path, capsys) -> None:
@@ -21,3 +21,21 @@ def test_table_on_a_small_setting(tmp_path, capsys) -> None:
         assert float(stages[row][0]) > 0
     assert re.search(r"matrix product: \d+ GFLOP/s", printed) and "times Pillow's" in printed
     assert float(stages["whole step, cached"][1]) > 0 and stages["writing a cache"][1:3] == ["teacher", "idle"]
+
+
+def test_segmenter_on_a_small_setting(capfd) -> None:
+    options = ["segmenter.image_size=64", "segmenter.models=[efficient_sam_vitt]", "segmenter.num_prompts=3"]
+    options += ["step={model: efficient_sam_vitt, image_size: 64, num_images: 1, num_masks: 2}", "precision=bf16"]
+    options += ["step.num_clicks=1", "step.num_repeats=0", "stage=segmenter", "steps=1", "device=cpu", "threads=1"]
+    benchmark_segmenter(compose_config(options, name="benchmark"))
+    printed = capfd.readouterr().out
+    for memory in re.split("freed memory ", printed)[1:]:
+        rows = {line[:24].strip(): line[24:].split() for line in memory.splitlines()}
+        speed, released, ratio, share, beside_fp32 = map(float, rows["efficient_sam_vitt"][:5])
+        assert min(speed, released, ratio, share, beside_fp32) > 0
+        for name in ("single calls", "clicks", "tiled"):
+            assert float(rows[name][0]) > 0 and float(rows[name][1]) > 0
+        assert float(rows["tiled"][3]) > 0 and rows["tiled"][-2:] == ["in", "fp32"]
+    assert printed.count("freed memory") == 2
+    sizes = [float(line.split()[-1]) for line in printed.splitlines()[-3:]]
+    assert 0 < sizes[1] <= sizes[0] <= sizes[2]

@@ -3,7 +3,7 @@
 B images   H W pixels   Q objects per image   K candidate masks   h w low-resolution masks
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -19,9 +19,11 @@ from sami.losses import mask_loss
 from sami.methods.mask_validation import MaskScores
 from sami.methods.parameter_groups import freeze_all_but, layer_groups
 from sami.methods.prompting import Candidates, Decode, PromptProtocol
+from sami.methods.rounds import mean_by_rounds
 from sami.methods.schedule import Plan, linear_factor
 from sami.methods.throughput import StageClock
 from sami.models.sam import Sam
+from sami.models.two_way_transformer import ImageSide
 from sami.ops.attention import fastest_attention
 from sami.ops.prompts import Prompts
 
@@ -40,7 +42,7 @@ class EfficientSAMFinetuning(pl.LightningModule):
         betas: of AdamW.
         layer_decay: how much slower each earlier layer of the encoder learns, see `layer_groups`.
         checkpoint_activations: compute encoder blocks and decoder again in the backward pass instead of keeping what
-            they computed: a step then takes about a third longer and a fraction of the memory.
+            they computed: a step then takes about a third longer and less memory.
 
     Raises:
         ValueError: see `freeze_all_but`; or a protocol that the model's prompt encoder does not know.
@@ -73,7 +75,7 @@ class EfficientSAMFinetuning(pl.LightningModule):
         self.train_parts = tuple(train_parts)
         self.loss_weights = {"focal_weight": focal_weight, "dice_weight": dice_weight, "iou_weight": iou_weight}
         self.weight_decay, self.betas, self.layer_decay = weight_decay, tuple(betas), layer_decay
-        model.image_encoder.checkpoint = model.mask_decoder.checkpoint = checkpoint_activations
+        model.recompute_activations(checkpoint_activations)
         self.clock = StageClock()
         self.recent: list[Tensor] = []
         self.scores: dict[str, MaskScores] = {}
@@ -96,33 +98,48 @@ class EfficientSAMFinetuning(pl.LightningModule):
             getattr(self.model, part).eval()
         return self
 
-    def decoder(self, image: Tensor) -> Decode:
-        """The model after a look at the images [B, 3, H, W]."""
+    def embed(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] -> image_embeddings [B, 256, gh, gw]."""
         frozen = "image_encoder" not in self.train_parts
         with self.clock("encoder"), torch.no_grad() if frozen else nullcontext(), fastest_attention(image.device.type):
-            embeddings = self.model.embed(image)
-        side = self.model.prepare(embeddings)
+            return self.model.embed(image)
+
+    def decoder(self, image: Tensor) -> Decode:
+        """The model after a look at the images [B, 3, H, W]."""
+        return self.decoder_on(self.model.prepare(self.embed(image)))
+
+    def decoder_on(self, image_embeddings: Tensor | ImageSide) -> Decode:
+        """The model that has `image_embeddings`."""
 
         def decode(prompts: Prompts, mask_input: Tensor | None, *, multimask_output: bool) -> Candidates:
-            return self.model.decode(side, *prompts, mask_input, multimask_output=multimask_output)
+            return self.model.decode(image_embeddings, *prompts, mask_input, multimask_output=multimask_output)
 
         return decode
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The mean of the loss over the rounds of the protocol."""
-        torch.manual_seed(int(batch["position"][0]))  # of drop path: a continued run draws what an uncut one would
-        decode = self.decoder(batch["image"])
+    def losses(self, image_embeddings: Tensor, batch: dict[str, Any]) -> Iterator[Tensor]:
+        """The loss of each round of the protocol and its parts, [4]. No round needs the graph of another."""
+        decode = self.decoder_on(image_embeddings)
         rounds = self.protocol.rounds(decode, batch["masks"], batch["noise"], side=self.model.image_size)
-        losses = []
         for low_res_masks, iou_predictions in rounds:
-            losses.append(
-                torch.stack(
-                    mask_loss(low_res_masks, iou_predictions, batch["masks"], batch["valid"], **self.loss_weights)
-                )
+            yield torch.stack(
+                mask_loss(low_res_masks, iou_predictions, batch["masks"], batch["valid"], **self.loss_weights)
             )
-        rounds_and_parts = torch.stack(losses)  # [rounds, 4]
-        self.watch(rounds_and_parts.detach(), batch_idx)
-        return rounds_and_parts[:, 0].mean() + 0.0 * self.touch_all()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The mean of the loss over the rounds of the protocol.
+
+        Each round's backward pass through the decoder follows it at once, so that memory holds one round, however
+        many there are; that through the image encoder comes once, for the sum of what they want of the embedding.
+        """
+        torch.manual_seed(int(batch["position"][0]))  # of drop path: a continued run draws what an uncut one would
+        embeddings = self.embed(batch["image"])
+        side = embeddings.detach().requires_grad_(embeddings.requires_grad)
+        parts = (self.model.prompt_encoder, self.model.mask_decoder)
+        weights = [p for part in parts for p in part.parameters() if p.requires_grad]
+        leaves, tensors = ([side, *weights], [embeddings, *weights]) if side.requires_grad else (weights, weights)
+        loss, numbers = mean_by_rounds(self.losses(side, batch), leaves, tensors)
+        self.watch(numbers, batch_idx)
+        return loss + 0.0 * self.touch_all()
 
     def touch_all(self) -> Tensor:
         """A sum over every trainable parameter: data-parallel training waits for a gradient of each, used or not."""

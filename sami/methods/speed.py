@@ -31,14 +31,11 @@ from sami.ops.masking import split_by_noise
 DESIGNS = ("MAE's design", "ours, context all", "ours, context encoder")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What every row of a table has in common.
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What computes.
 
     Args:
-        size: of the student, see `sami.models.vit.SIZES`.
-        batch_size, image_size, mask_ratio: B, pixels per side, fraction hidden.
-        target_width: E; all designs predict as many channels.
         precision: "32", or "bf16" for autocast.
         device: cpu or cuda.
         threads: of the CPU.
@@ -47,11 +44,6 @@ class Setting:
         ValueError: unknown `precision` or `device`.
     """
 
-    size: str
-    batch_size: int
-    image_size: int
-    mask_ratio: float
-    target_width: int
     precision: str
     device: str
     threads: int
@@ -63,6 +55,11 @@ class Setting:
             raise ValueError(f"device={self.device}: choose auto, cpu or cuda")
 
     @property
+    def name(self) -> str:
+        """For a headline."""
+        return torch.cuda.get_device_name() if self.device == "cuda" else f"CPU, {self.threads} threads"
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of matrix multiplications."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
@@ -70,6 +67,23 @@ class Setting:
     def autocast(self) -> torch.autocast:
         """The mixed precision of forward passes; does nothing at 32 bits."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@dataclass(frozen=True)
+class Setting(Machine):
+    """What every row of a table has in common.
+
+    Args:
+        size: of the student, see `sami.models.vit.SIZES`.
+        batch_size, image_size, mask_ratio: B, pixels per side, fraction hidden.
+        target_width: E; all designs predict as many channels.
+    """
+
+    size: str
+    batch_size: int
+    image_size: int
+    mask_ratio: float
+    target_width: int
 
     def images(self) -> Tensor:
         """[B, 3, H, W] noise, normalised as photos are."""
@@ -116,7 +130,7 @@ class StudentStep:
 class MatrixProduct:
     """One product of two large square matrices: the rate that a step is measured against."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Machine) -> None:
         side = 8192 if setting.device == "cuda" else 2048  # enough to fill the machine, and no more
         self.a, self.b = torch.randn(2, side, side, device=setting.device, dtype=setting.dtype)
         self.flops = 2 * side**3

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,6 +16,7 @@ from sami.models.prompt_encoder import PATCH_SIZE
 from sami.models.vit import SIZES, init_linears
 from sami.ops.attention import attend
 from sami.ops.pos_embed import sincos_pos_embed
+from sami.ops.products import linear
 
 DEPTH = 12
 CPU_ROWS = 512  # tokens at a time, whose hidden layer stays in the caches
@@ -33,8 +34,22 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
-        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(*qkv).transpose(1, 2).flatten(2))
+        qkv = linear(tokens, self.qkv.weight, self.qkv.bias)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return linear(attend(q, k, v).transpose(1, 2).flatten(2), self.proj.weight, self.proj.bias)
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between; timm's parameter names."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        hidden = F.gelu(linear(tokens, self.fc1.weight, self.fc1.bias))
+        return linear(hidden, self.fc2.weight, self.fc2.bias)
 
 
 class Block(nn.Module):
@@ -44,7 +59,7 @@ class Block(nn.Module):
         super().__init__()
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.norm1, self.attn = norm(width), SelfAttention(width, num_heads)
-        self.norm2, self.mlp = norm(width), Mlp(width, 4 * width)
+        self.norm2, self.mlp = norm(width), MLP(width, 4 * width)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, tokens: Tensor) -> Tensor:

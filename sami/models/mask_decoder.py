@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sami.models.two_way_transformer import ImageSide, TwoWayTransformer
+from sami.ops.products import linear
 
 NUM_MULTIMASK = 3  # masks 1 to 3 answer an ambiguous prompt, mask 0 any other
 CPU_TOKENS = 4096  # image tokens at a time: the 4 MB that they take at 1024 pixels stay in the caches
@@ -135,7 +136,7 @@ class MaskDecoder(nn.Module):
         first, norm, act, second, last_act = self.output_upscaling
         (expand, bias), (expand_again, bias_again) = (doubling(conv, image.dtype) for conv in (first, second))
         if over_all := isinstance(norm, nn.GroupNorm):
-            image = F.linear(image, expand, bias)
+            image = linear(image, expand, bias)
             image = F.layer_norm(image, image.shape[1:], eps=norm.eps)
         size = UPSCALED_TOKENS // len(image) if image.device.type == "cpu" else image.shape[1]
         logits = []
@@ -143,9 +144,9 @@ class MaskDecoder(nn.Module):
             if over_all:
                 pixels = tokens.unflatten(2, (4, -1)) * norm.weight + norm.bias  # [b, n, 4, C/4]
             else:
-                pixels = F.linear(tokens, expand, bias).unflatten(2, (4, -1))
+                pixels = linear(tokens, expand, bias).unflatten(2, (4, -1))
                 pixels = F.layer_norm(pixels, pixels.shape[3:], norm.weight, norm.bias, norm.eps)
-            pixels = last_act(F.linear(act(pixels), expand_again, bias_again))  # [b, n, 4, 4*C/8]
+            pixels = last_act(linear(act(pixels), expand_again, bias_again))  # [b, n, 4, 4*C/8]
             logits.append(torch.bmm(hyper, pixels.reshape(len(image), -1, hyper.shape[2]).transpose(1, 2)))
         return torch.cat(logits, dim=2)
 

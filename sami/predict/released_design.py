@@ -8,6 +8,7 @@ B images   Q prompts per image   T tokens of a prompt   K masks   N tokens   C w
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sami.models.efficient_vit import EfficientViT, SelfAttention
@@ -74,7 +75,7 @@ def plain_encoder(encoder: EfficientViT) -> EfficientViT:
 
 
 class PlainBlock(nn.Module):
-    """A block of `EfficientViT` with attention in three steps."""
+    """A block of `EfficientViT` with attention in three steps and torch's own linear layers."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class PlainBlock(nn.Module):
         """[B, N, D] -> [B, N, D]."""
         block = self.block
         tokens = tokens + plain_self_attention(block.attn, block.norm1(tokens))
-        return tokens + block.mlp(block.norm2(tokens))
+        return tokens + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(tokens))))
 
 
 def plain_self_attention(layer: SelfAttention, tokens: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ busy machine.
 Q prompts per image   S pixels per side
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sami.models.sam import Sam
+from sami.ops.products import ONEDNN
 from sami.ops.prompts import FOREGROUND
 from sami.predict.released_design import decode_tiled, plain_encoder
 
@@ -63,6 +65,12 @@ def without_gradients(stages: Stages) -> Stages:
 
 def count_flops(stage: Callable[[], object]) -> int:
     """Matrix products, convolutions and attention of one call, two operations per multiply-add."""
-    with FlopCounterMode(display=False) as counter:
+    linear_too = {} if ONEDNN is None else {ONEDNN: linear_flops}
+    with FlopCounterMode(display=False, custom_mapping=linear_too) as counter:
         stage()
     return counter.get_total_flops()
+
+
+def linear_flops(tokens: Sequence[int], weight: Sequence[int], *rest: object, **options: object) -> int:
+    """Of `sami.ops.products.linear`, from the shapes of its arguments."""
+    return 2 * math.prod(tokens) * weight[0]

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import torch
 from masked_photos import write_sa1b_folder
 from torch import Tensor, nn
@@ -92,6 +93,34 @@ def test_checkpointed_activations_give_the_same_gradients(tmp_path) -> None:
     expected, ours = gradients(plain, batch), gradients(saving, batch)
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_checkpointing_reaches_timms_encoders() -> None:
+    model = build_sam("efficient_sam_vitt", image_size=32, decoder="sam")
+    encoder = timm.create_model("samvit_base_patch16", img_size=32, depth=1, embed_dim=32, num_heads=2, num_classes=0)
+    for on in (True, False):
+        model.image_encoder = encoder
+        EfficientSAMFinetuning(
+            model, SamProtocol(num_clicks=0, num_repeats=0), **{**OPTIONS, "checkpoint_activations": on}
+        )
+        assert encoder.grad_checkpointing == model.mask_decoder.checkpoint == on
+
+
+def test_round_by_round_gives_the_gradients_of_one_backward_pass(tmp_path) -> None:
+    """The plain way: all rounds on one graph from the photo to their mean."""
+    batch = batch_of(tmp_path)
+    for parts in (OPTIONS["train_parts"], ["image_encoder"], ["mask_decoder"]):
+        method = build(train_parts=parts, protocol=SamProtocol(num_clicks=2, num_repeats=0))
+        ours = gradients(method, batch)
+        loss = method.training_step(batch, 0)
+        method.zero_grad()
+        plain = torch.stack(list(method.losses(method.embed(batch["image"]), batch)))[:, 0].mean()
+        plain.backward()
+        torch.testing.assert_close(loss, plain)
+        expected = {name: p.grad for name, p in method.model.named_parameters() if p.grad is not None}
+        assert expected.keys() <= ours.keys()
+        for name, gradient in ours.items():
+            torch.testing.assert_close(gradient, expected.get(name, torch.zeros_like(gradient)), rtol=1e-4, atol=1e-6)
 
 
 def test_drop_path_follows_the_position(tmp_path) -> None:

@@ -18,7 +18,14 @@ def test_by_rows_equals_fused(N):
     torch.testing.assert_close(attend_by_rows(q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
-def test_only_bf16_inference_goes_by_rows(monkeypatch):
+@pytest.mark.parametrize("scale", [1.0, 40.0])  # 40: scores up to some thousands, whose powers would overflow
+def test_by_rows_in_fp32(scale):
+    q, k, v = qkv(300, torch.float32)
+    expected = F.scaled_dot_product_attention(scale * q.double(), k.double(), v.double())
+    torch.testing.assert_close(attend_by_rows(scale * q, k, v).double(), expected, rtol=0, atol=1e-5 * scale)
+
+
+def test_only_inference_goes_by_rows(monkeypatch):
     calls = []
 
     def by_rows(*arguments):
@@ -26,10 +33,13 @@ def test_only_bf16_inference_goes_by_rows(monkeypatch):
         return attend_by_rows(*arguments)
 
     monkeypatch.setattr(attention, "attend_by_rows", by_rows)
-    q, k, v = qkv(32, torch.bfloat16)
     expected = F.scaled_dot_product_attention(*qkv(32, torch.float32))
-    assert (attend(q, k, v).float() - expected).abs().max() < 0.03
-    assert len(calls) == 1
-    attend(*qkv(32, torch.float32))
+    for number, (dtype, tolerance) in enumerate([(torch.bfloat16, 0.03), (torch.float32, 1e-6)], start=1):
+        assert (attend(*qkv(32, dtype)).float() - expected).abs().max() < tolerance
+        assert len(calls) == number
+    q, k, v = qkv(32, torch.float32)
     attend(q.requires_grad_(), k, v).sum().backward()
-    assert len(calls) == 1
+    assert len(calls) == 2
+    with torch.no_grad():
+        attend(q, k, v)
+    assert len(calls) == 3
