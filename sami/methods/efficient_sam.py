@@ -3,7 +3,7 @@
 B images   H W pixels   Q objects per image   K candidate masks   h w low-resolution masks
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from sami.data.masked_photos import content_mask
+from sami.data.photo_objects import PhotoObjects
 from sami.losses import mask_loss
 from sami.methods.mask_validation import MaskScores
 from sami.methods.parameter_groups import freeze_all_but, layer_groups
@@ -22,6 +22,7 @@ from sami.methods.prompting import Candidates, Decode, PromptProtocol
 from sami.methods.schedule import Plan, linear_factor
 from sami.methods.throughput import StageClock
 from sami.models.sam import Sam
+from sami.models.two_way_transformer import ImageSide
 from sami.ops.attention import fastest_attention
 from sami.ops.prompts import Prompts
 
@@ -96,12 +97,15 @@ class EfficientSAMFinetuning(pl.LightningModule):
             getattr(self.model, part).eval()
         return self
 
-    def decoder(self, image: Tensor) -> Decode:
-        """The model after a look at the images [B, 3, H, W]."""
+    def look(self, image: Tensor) -> ImageSide:
+        """The images [B, 3, H, W] as the decoder needs them."""
         frozen = "image_encoder" not in self.train_parts
         with self.clock("encoder"), torch.no_grad() if frozen else nullcontext(), fastest_attention(image.device.type):
             embeddings = self.model.embed(image)
-        side = self.model.prepare(embeddings)
+        return self.model.prepare(embeddings)
+
+    def decoder(self, side: ImageSide) -> Decode:
+        """The model after a look at the images."""
 
         def decode(prompts: Prompts, mask_input: Tensor | None, *, multimask_output: bool) -> Candidates:
             return self.model.decode(side, *prompts, mask_input, multimask_output=multimask_output)
@@ -111,7 +115,7 @@ class EfficientSAMFinetuning(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The mean of the loss over the rounds of the protocol."""
         torch.manual_seed(int(batch["position"][0]))  # of drop path: a continued run draws what an uncut one would
-        decode = self.decoder(batch["image"])
+        decode = self.decoder(self.look(batch["image"]))
         rounds = self.protocol.rounds(decode, batch["masks"], batch["noise"], side=self.model.image_size)
         losses = []
         for low_res_masks, iou_predictions in rounds:
@@ -146,14 +150,18 @@ class EfficientSAMFinetuning(pl.LightningModule):
         self.scores = {name: MaskScores(self.device) for name in self.trainer.datamodule.val_sources}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds to the numbers of one validation set, see `masks_from_prompts`."""
-        name = list(self.scores)[dataloader_idx]
-        keep = batch["valid"].any(dim=1)
-        masks, noise, valid, image = (batch[key][keep] for key in ("masks", "noise", "valid", "image"))
-        if len(masks):
-            content = content_mask(batch["input_size"][keep], self.model.image_size)
-            decode = self.decoder(image)
-            self.scores[name].update(decode, masks, noise, valid, content, multimask=self.protocol.multimask)
+        """Adds to the numbers of one validation set, see `MaskScores`."""
+        scores = list(self.scores.values())[dataloader_idx]
+        for _, objects, decode in self.each_photo(batch):
+            scores.add_photo(decode, objects, multimask=self.protocol.multimask)
+
+    def each_photo(self, batch: dict[str, Any]) -> Iterator[tuple[int, PhotoObjects, Decode]]:
+        """Row, objects and decoder of the photos in a validation batch, one by one: the encoder saw them together."""
+        rows = [row for row, objects in enumerate(batch["objects"]) if objects is not None]
+        if rows:
+            side = self.look(batch["image"][rows])
+            for place, row in enumerate(rows):
+                yield row, batch["objects"][row], self.decoder(side.take([place]))
 
     def on_validation_epoch_end(self) -> None:
         """Reduces over ranks and logs."""
