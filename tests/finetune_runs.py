@@ -1,13 +1,9 @@
-"""Real runs of `sami.finetune` in processes of their own, as `runs` has them for pretraining."""
+"""Real runs of `sami.finetune` in processes of their own."""
 
-import multiprocessing
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
-import torch
-from runs import compose_config, wait_for
+from runs import start_run, wait_for
 
 TINY = [
     *("model.image_size=32", "data=sa1b", "data.mask_size=16", "data.num_masks=3", "data.num_val_masks=2"),
@@ -19,36 +15,11 @@ TINY = [
 ]
 
 
-def finetune_in(run_dir: Path, overrides: list[str], environment: dict[str, str]) -> None:
-    """The body of a child process."""
-    multiprocessing.set_start_method("fork", force=True)
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    from sami.finetune import finetune
-
-    finetune(compose_config([*TINY, f"run_dir={run_dir}", *overrides], name="finetune"))
-
-
-def start_finetune(run_dir: Path, overrides: list[str], *, environment: dict[str, str] | None = None) -> Any:
-    """Starts it and gives the process."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sami.pretrain", "runs"])
-    process = context.Process(target=finetune_in, args=(run_dir, overrides, environment or {}))
-    process.start()
-    return process
+def start_finetune(run_dir: Path, overrides: list[str], **how: Any) -> Any:
+    """`start_run` of a tiny fine-tuning."""
+    return start_run("finetune", [*TINY, f"run_dir={run_dir}", *overrides], **how)
 
 
 def run_finetune(run_dir: Path, overrides: list[str]) -> int:
     """Runs `sami.finetune` to its end, and gives the exit code (negative: the signal that ended it)."""
     return wait_for([start_finetune(run_dir, overrides)])[0]
-
-
-def start_two(run_dir: Path, overrides: list[str]) -> list[Any]:
-    """Starts it as two ranks that talk through gloo, and gives the processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-    options = [*overrides, "trainer.devices=2", "trainer.strategy=ddp"]
-    return [start_finetune(run_dir, options, environment={**master, "LOCAL_RANK": str(rank)}) for rank in range(2)]

@@ -1,4 +1,4 @@
-"""Real runs of `sami.pretrain` in processes of their own, so that they can be killed and asked to leave."""
+"""Real runs of training in processes of their own, so that they can be killed and asked to leave."""
 
 import csv
 import multiprocessing
@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import zlib
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ def compose_config(overrides: list[str], *, name: str = "pretrain") -> DictConfi
         return compose(name, overrides)
 
 
-def pretrain_in(run_dir: Path, overrides: list[str], environment: dict[str, str], own_group: bool) -> None:
+def train_in(entry: str, overrides: list[str], environment: dict[str, str], own_group: bool) -> None:
     """The body of a child process."""
     multiprocessing.set_start_method("fork", force=True)  # as from the command line; ours would pass on "forkserver"
     if own_group:
@@ -44,9 +46,27 @@ def pretrain_in(run_dir: Path, overrides: list[str], environment: dict[str, str]
     os.environ.update(environment)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    from sami.pretrain import pretrain
+    train = getattr(import_module(f"sami.{entry}"), entry)
+    train(compose_config(overrides, name=entry))
 
-    pretrain(compose_config([*TINY, f"run_dir={run_dir}", *overrides]))
+
+def start_run(
+    entry: str, overrides: list[str], *, environment: dict[str, str] | None = None, own_group: bool = False
+) -> Any:
+    """Starts `sami.<entry>`, with a process group of its own if it is to be signalled with its workers.
+
+    Gives the process.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sami.pretrain", "runs"])  # imports torch once for all runs
+    process = context.Process(target=train_in, args=(entry, overrides, environment or {}, own_group))
+    process.start()
+    return process
+
+
+def start_pretrain(run_dir: Path, overrides: list[str], **how: Any) -> Any:
+    """`start_run` of a tiny pretraining."""
+    return start_run("pretrain", [*TINY, f"run_dir={run_dir}", *overrides], **how)
 
 
 def run_pretrain(run_dir: Path, overrides: list[str]) -> int:
@@ -54,25 +74,14 @@ def run_pretrain(run_dir: Path, overrides: list[str]) -> int:
     return wait_for([start_pretrain(run_dir, overrides)])[0]
 
 
-def start_pretrain(
-    run_dir: Path, overrides: list[str], *, environment: dict[str, str] | None = None, own_group: bool = False
-) -> Any:
-    """Starts it, with a process group of its own if it is to be signalled with its workers, and gives the process."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sami.pretrain", "runs"])  # imports torch once for all runs
-    process = context.Process(target=pretrain_in, args=(run_dir, overrides, environment or {}, own_group))
-    process.start()
-    return process
-
-
-def start_two(run_dir: Path, overrides: list[str]) -> list[Any]:
+def start_two(run_dir: Path, overrides: list[str], *, start: Callable[..., Any] = start_pretrain) -> list[Any]:
     """Starts it as two ranks that talk through gloo, and gives the processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     options = [*overrides, "trainer.devices=2", "trainer.strategy=ddp"]
-    return [start_pretrain(run_dir, options, environment={**master, "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    return [start(run_dir, options, environment={**master, "LOCAL_RANK": str(rank)}) for rank in range(2)]
 
 
 def wait_for(processes: list[Any]) -> list[int]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetune_runs import TINY, run_finetune, start_two
+from finetune_runs import TINY, run_finetune, start_finetune
 from hydra.utils import instantiate
 from masked_photos import write_coco, write_sa1b_folder, write_sa1b_tars
-from runs import compose_config, wait_for
+from runs import compose_config, start_two, wait_for
 
 from sami.data.sample import write_sample
 from sami.entry import explain_errors
@@ -72,7 +72,10 @@ def test_two_ranks_are_one_run(tmp_path: Path) -> None:
     data = [f"data.train={write_sa1b_folder(tmp_path / 'train', 9)}", "schedule.epochs=1", "protocol.num_clicks=0"]
     data += [f"data.val={write_sa1b_folder(tmp_path / 'val', 3, first=50)}"]
     assert run_finetune(tmp_path / "one", [*data, recorder(tmp_path / "one.csv")]) == 0
-    assert wait_for(start_two(tmp_path / "two", [*data, recorder(tmp_path / "two.csv")])) == [0, 0]
+    assert wait_for(start_two(tmp_path / "two", [*data, recorder(tmp_path / "two.csv")], start=start_finetune)) == [
+        0,
+        0,
+    ]
     alone, together = read_record(tmp_path / "one.csv"), [read_record(tmp_path / f"two.csv{r}") for r in ("", "1")]
     assert len(alone) == 4 and len(together[0]) == len(together[1]) == 2
     for step in range(2):

@@ -15,9 +15,8 @@ from sami.data.mask_sources import MaskedPhoto, MaskSource
 from sami.data.order import ShuffledOrder, locate_in_file_order
 from sami.data.segmentations import segmentation_counts
 from sami.data.transforms import BrokenImage, decode, image_size
-from sami.data.views import PADDING
 from sami.ops.frames import Frame, longest_side_frame, squash_frame
-from sami.ops.rle import mask_coverage
+from sami.ops.rle import mask_cells
 
 NUM_NOISE = 32  # uniform numbers per object, from which prompts are drawn
 
@@ -51,9 +50,10 @@ class MaskFrame(NamedTuple):
         return frame.pad(image.flip(-1) if flip else image)
 
     def mask(self, segmentation: Any, size: tuple[int, int], *, flip: bool) -> Tensor | None:
-        """bool [s, s]: the cells that the mask covers at least half of. None for a mask to be left out.
+        """bool [s, s]: the cells of the mask, see `mask_cells`. None for a mask to be left out.
 
-        Left out are masks above `max_area` and those that no cell shows. The code is not decoded: see `mask_coverage`.
+        Left out are masks above `max_area` and those without a pixel: which ones does not depend on `side` and
+        `mask_side`. The code is not decoded: see `mask_coverage`.
 
         Raises:
             BrokenImage: see `segmentation_counts`.
@@ -63,7 +63,7 @@ class MaskFrame(NamedTuple):
             return None
         cells = torch.arange(self.mask_side + 1, dtype=torch.float64) * (self.side / self.mask_side)  # model pixels
         rows, columns = (cells * (own / new) for own, new in zip(size, self.of(size).input_size, strict=True))
-        masks = mask_coverage(counts, size, rows, size[1] - columns if flip else columns) >= 0.5
+        masks = mask_cells(counts, size, rows, size[1] - columns if flip else columns)
         return masks if masks.any() else None
 
 
@@ -91,7 +91,7 @@ def make_view(photo: MaskedPhoto, frame: MaskFrame, rng: np.random.Generator, *,
         if mask is not None:
             masks.append(mask)
     if not masks:
-        raise BrokenImage(f"none of its {len(photo.segmentations)} masks can be used: too large, too small, or none")
+        raise BrokenImage(f"none of its {len(photo.segmentations)} masks can be used: too large, or empty")
     return View(frame.image(photo.image, flip=flipped), masks, frame.of(size).input_size)
 
 
@@ -148,31 +148,6 @@ class TrainMaskViews(Dataset):
             f"{1 + self.max_substitutes} photos in a row cannot be used, the last is {broken[-1][0]} "
             f"({broken[-1][1]}): this is not a data set of photos with masks"
         )
-
-
-class EvalMaskViews(Dataset):
-    """Each photo with its masks, or with `num_masks` of them that are always the same; batches as for training."""
-
-    def __init__(self, source: MaskSource, *, seed: int, frame: MaskFrame, num_masks: int) -> None:
-        self.source, self.seed, self.frame, self.num_masks = source, seed, frame, num_masks
-
-    def __getitems__(self, rows: list[int]) -> dict[str, Any]:
-        """The batch of these photos; `PADDING` and broken ones are black and without a valid mask."""
-        broken: list[tuple[str, str]] = []
-        empty = View(torch.zeros(3, self.frame.side, self.frame.side, dtype=torch.uint8), [], (1, 1)), torch.zeros(0)
-        views = [empty] * len(rows)
-        for row, number in enumerate(rows):
-            if number == PADDING:
-                continue
-            place = locate_in_file_order(self.source.counts, number)
-            rng = np.random.Generator(np.random.PCG64([self.seed, 6, number]))
-            try:
-                view = make_view(self.source.read(*place), self.frame, rng, num_masks=self.num_masks, flip=0.0)
-            except BrokenImage as error:
-                broken.append((self.source.name(*place), str(error)))
-                continue
-            views[row] = view, draw_noise(rng, len(view.masks))
-        return collate(views, self.frame, rows, broken)
 
 
 def draw_noise(rng: np.random.Generator, num_masks: int) -> Tensor:

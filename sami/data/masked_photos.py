@@ -5,21 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from sami.data.mask_sources import open_mask_source
-from sami.data.mask_views import EvalMaskViews, MaskFrame, TrainMaskViews
-from sami.data.order import ShuffledOrder
-from sami.data.photos import ViewLoader
+from sami.data.mask_views import MaskFrame, TrainMaskViews
+from sami.data.photo_objects import EvalMaskViews
 from sami.data.sample import write_sample
+from sami.data.stream import StreamData, ViewLoader
 from sami.data.transforms import normalize
-from sami.data.views import EvalSampler, PositionSampler
 
 
-class MaskData(pl.LightningDataModule):
-    """Photos with masks, in an order that depends on seed and position alone; a stream of positions as `PhotoData`.
+class MaskData(StreamData):
+    """Photos with masks, in an order that depends on seed and position alone, see `StreamData`.
 
     Args:
         train: see `open_mask_source`.
@@ -27,10 +25,11 @@ class MaskData(pl.LightningDataModule):
             validation.
         image_size: pixels per side of what the model sees.
         mask_size: cells per side of the masks that training compares with. None: a quarter of `image_size`, what SAM's
-            decoder puts out. Validation always uses `image_size`.
+            decoder puts out. Validation compares in the photo's own pixels.
         preprocess: "squash" or "pad", see `sami.ops.frames`; has to be the model's.
         num_masks, num_val_masks: of a photo, at most.
-        max_area: masks that cover more than this fraction of their photo are dropped (0.9: arXiv:2304.02643, App. A).
+        max_area: masks that cover more than this fraction of their photo are not trained on (0.9: arXiv:2304.02643,
+            App. A).
         flip: probability of mirroring; neither SAM nor EfficientSAM does.
         seed: of order, masks, flips and prompts.
         num_workers: loading processes per rank; 0 loads in the training process.
@@ -58,7 +57,6 @@ class MaskData(pl.LightningDataModule):
         shuffle_window: int,
         val_batch_size: int,
     ) -> None:
-        super().__init__()
         if preprocess not in ("squash", "pad"):
             raise ValueError(f"data.preprocess={preprocess!r}: choose squash or pad")
         if min(num_masks, num_val_masks, val_batch_size, image_size) < 1 or not 0 < max_area <= 1:
@@ -66,66 +64,30 @@ class MaskData(pl.LightningDataModule):
                 f"image_size={image_size}, num_masks={num_masks}, num_val_masks={num_val_masks}, val_batch_size="
                 f"{val_batch_size}, max_area={max_area}: give positive numbers, and max_area in (0, 1]"
             )
-        self.train_source = open_mask_source(train)
+        stream = {"num_workers": num_workers, "shuffle_window": shuffle_window, "val_batch_size": val_batch_size}
+        super().__init__(open_mask_source(train), seed=seed, **stream)
         named = val if isinstance(val, Mapping) and "annotations" not in val else {"": val} if val else {}
         self.val_sources = {name: open_mask_source(where) for name, where in named.items()}
         self.frame = MaskFrame(image_size, mask_size or max(1, image_size // 4), preprocess, max_area)
         self.num_masks, self.num_val_masks, self.flip = num_masks, num_val_masks, flip
-        self.seed, self.num_workers, self.shuffle_window = seed, num_workers, shuffle_window
-        self.val_batch_size = val_batch_size
-        self.batch_size, self.epoch_size, self.num_batches = 0, 0, 0
-
-    @property
-    def num_photos(self) -> int:
-        """Photos in the training set."""
-        return sum(self.train_source.counts)
 
     @property
     def validates(self) -> bool:
         """Whether there are photos to validate on."""
         return bool(self.val_sources)
 
-    def set_stream(self, *, batch_size: int, epoch_size: int, num_batches: int) -> None:
-        """How training walks through the photos: photos per batch and rank, per epoch, and batches of the whole run."""
-        self.batch_size, self.epoch_size, self.num_batches = batch_size, epoch_size, num_batches
-
     def train_views(self) -> TrainMaskViews:
         """The training views by position."""
-        order = ShuffledOrder(
-            self.train_source.counts, seed=self.seed, window=self.shuffle_window, epoch_size=self.epoch_size
-        )
-        return TrainMaskViews(
-            self.train_source, order, seed=self.seed, frame=self.frame, num_masks=self.num_masks, flip=self.flip
-        )
+        drawn = {"seed": self.seed, "num_masks": self.num_masks, "flip": self.flip}
+        return TrainMaskViews(self.train_source, self.train_order(), frame=self.frame, **drawn)
 
     def val_views(self, name: str) -> EvalMaskViews:
-        """The validation views of one set by number, with masks in the model frame."""
-        frame = self.frame._replace(mask_side=self.frame.side)
-        return EvalMaskViews(self.val_sources[name], seed=self.seed, frame=frame, num_masks=self.num_val_masks)
-
-    def train_dataloader(self) -> ViewLoader:
-        """From the first batch after the steps already taken to the end of the run."""
-        sampler = PositionSampler(
-            batch_size=self.batch_size,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-            num_batches=self.num_batches,
-            first_batch=self.trainer.global_step * self.trainer.accumulate_grad_batches,
-        )
-        return ViewLoader(self.train_views(), sampler, num_workers=self.num_workers)
+        """The validation views of one set by number."""
+        return EvalMaskViews(self.val_sources[name], seed=self.seed, frame=self.frame, num_masks=self.num_val_masks)
 
     def val_dataloader(self) -> list[ViewLoader]:
         """One loader for each set: every photo once, dealt out to the ranks."""
-        loaders = []
-        for name, source in self.val_sources.items():
-            sampler = EvalSampler(
-                sum(source.counts),
-                batch_size=self.val_batch_size,
-                rank=self.trainer.global_rank,
-                world_size=self.trainer.world_size,
-            )
-            loaders.append(ViewLoader(self.val_views(name), sampler, num_workers=self.num_workers))
-        return loaders
+        return [self.eval_loader(self.val_views(name), sum(source.counts)) for name, source in self.val_sources.items()]
 
     def spread_val_batch(self, name: str, size: int) -> dict[str, Any]:
         """A normalised batch of validation photos at equal distances, to look at."""

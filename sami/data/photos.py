@@ -1,31 +1,22 @@
 """The data module of every stage that learns from photos alone."""
 
 import fcntl
-import signal
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from sami.data.cache_reader import SAME_IN_SPLITS, CacheReader
 from sami.data.cache_views import describe_center, describe_crops
-from sami.data.order import ShuffledOrder
 from sami.data.sample import write_sample
 from sami.data.sources import FolderSource, ShardSource, Source
+from sami.data.stream import StreamData, ViewLoader
 from sami.data.transforms import RandomCrops, normalize
-from sami.data.views import EvalSampler, EvalViews, PositionSampler, TrainViews, pass_through
+from sami.data.views import EvalViews, TrainViews
 
 
-class PhotoData(pl.LightningDataModule):
-    """Photos from tar shards or folders, in an order that depends on seed and position alone.
-
-    Training is one long stream of positions, not a loop over epochs: workers live from the first step to the last,
-    and a restart begins at the very next batch by asking for its positions.
+class PhotoData(StreamData):
+    """Photos from tar shards or folders, in an order that depends on seed and position alone, see `StreamData`.
 
     Args:
         train: brace pattern of shards, list of such, or a folder of images.
@@ -63,19 +54,16 @@ class PhotoData(pl.LightningDataModule):
         cache: str | None,
         val_batch_size: int,
     ) -> None:
-        super().__init__()
         if image_size % patch_size:
             raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
-        self.train_source = open_source(train)
+        stream = {"num_workers": num_workers, "shuffle_window": shuffle_window, "val_batch_size": val_batch_size}
+        super().__init__(open_source(train), seed=seed, **stream)
         self.val_source = open_source(val) if val else None
-        self.seed, self.num_workers, self.shuffle_window = seed, num_workers, shuffle_window
         self.view = {"side": image_size, "num_tokens": (image_size // patch_size) ** 2, "seed": seed}
         self.crops, self.num_views = RandomCrops(tuple(scale), tuple(ratio), flip), num_views
         if num_views is not None and num_views < 1:
             raise ValueError(f"data.num_views={num_views}: give a number from 1, or null for a fresh view each time")
         self.train_cache, self.val_cache = self.open_caches(Path(cache), patch_size) if cache else (None, None)
-        self.val_batch_size = val_batch_size
-        self.batch_size, self.epoch_size, self.num_batches = 0, 0, 0
 
     def open_caches(self, folder: Path, patch_size: int) -> tuple[CacheReader, CacheReader | None]:
         """The targets of training and of validation.
@@ -105,53 +93,24 @@ class PhotoData(pl.LightningDataModule):
         return self.num_views or (self.train_cache.num_views if fixed else None)
 
     @property
-    def num_photos(self) -> int:
-        """Photos in the training set."""
-        return sum(self.train_source.counts)
-
-    @property
     def validates(self) -> bool:
         """Whether there are photos to validate on."""
         return self.val_source is not None
 
-    def set_stream(self, *, batch_size: int, epoch_size: int, num_batches: int) -> None:
-        """How training walks through the photos: photos per batch and rank, per epoch, and batches of the whole run."""
-        self.batch_size, self.epoch_size, self.num_batches = batch_size, epoch_size, num_batches
-
     def train_views(self) -> TrainViews:
         """The training views by position."""
-        order = ShuffledOrder(
-            self.train_source.counts, seed=self.seed, window=self.shuffle_window, epoch_size=self.epoch_size
-        )
         kind = {"crops": self.crops, "num_views": self.views_per_photo, "cache": self.train_cache}
-        return TrainViews(self.train_source, order, **self.view, **kind)
+        return TrainViews(self.train_source, self.train_order(), **self.view, **kind)
 
     def eval_views(self) -> EvalViews:
         """The validation views by photo number."""
         return EvalViews(self.val_source, **self.view, cache=self.val_cache)
 
-    def train_dataloader(self) -> "ViewLoader":
-        """From the first batch after the steps already taken to the end of the run."""
-        sampler = PositionSampler(
-            batch_size=self.batch_size,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-            num_batches=self.num_batches,
-            first_batch=self.trainer.global_step * self.trainer.accumulate_grad_batches,
-        )
-        return ViewLoader(self.train_views(), sampler, num_workers=self.num_workers)
-
-    def val_dataloader(self) -> "ViewLoader | list":
+    def val_dataloader(self) -> ViewLoader | list:
         """Every validation photo once, dealt out to the ranks."""
         if self.val_source is None:
             return []
-        sampler = EvalSampler(
-            sum(self.val_source.counts),
-            batch_size=self.val_batch_size,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
-        return ViewLoader(self.eval_views(), sampler, num_workers=self.num_workers)
+        return self.eval_loader(self.eval_views(), sum(self.val_source.counts))
 
     def spread_val_batch(self, size: int) -> dict[str, Any]:
         """A normalised batch of validation photos at equal distances, to look at."""
@@ -161,52 +120,6 @@ class PhotoData(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Pixels travel as bytes and are normalised where they are used."""
         return {**batch, "image": normalize(batch["image"])}  # [B, 3, S, S] float
-
-
-class ViewLoader(DataLoader):
-    """torch's loader for data sets that give whole batches. `seconds_waited` grows by the time spent inside it."""
-
-    def __init__(
-        self, views: TrainViews | EvalViews, sampler: PositionSampler | EvalSampler, *, num_workers: int
-    ) -> None:
-        super().__init__(
-            views,
-            batch_sampler=sampler,
-            num_workers=num_workers,
-            collate_fn=pass_through,
-            worker_init_fn=start_worker,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if num_workers else None,
-        )
-        self.seconds_waited = 0.0
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        batches = super().__iter__()
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            self.seconds_waited += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Nothing: where to continue follows from the number of optimiser steps. Lightning asks, and warns without."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """See `state_dict`."""
-
-
-def start_worker(worker: int) -> None:
-    """Workers share the cores, and leave it to the training process when to stop.
-
-    Schedulers send their signals to all processes of a job. A worker that died of one would take the run with it
-    before the checkpoint is written; as it is, workers end when their process does.
-    """
-    torch.set_num_threads(1)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def open_source(where: str | list[str]) -> Source:

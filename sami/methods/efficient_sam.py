@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from sami.data.masked_photos import content_mask
+from sami.data.photo_objects import PhotoObjects
 from sami.losses import mask_loss
 from sami.methods.mask_validation import MaskScores
 from sami.methods.parameter_groups import freeze_all_but, layer_groups
@@ -104,12 +104,8 @@ class EfficientSAMFinetuning(pl.LightningModule):
         with self.clock("encoder"), torch.no_grad() if frozen else nullcontext(), fastest_attention(image.device.type):
             return self.model.embed(image)
 
-    def decoder(self, image: Tensor) -> Decode:
-        """The model after a look at the images [B, 3, H, W]."""
-        return self.decoder_on(self.model.prepare(self.embed(image)))
-
-    def decoder_on(self, image_embeddings: Tensor | ImageSide) -> Decode:
-        """The model that has `image_embeddings`."""
+    def decoder(self, image_embeddings: Tensor | ImageSide) -> Decode:
+        """The model after a look at the images."""
 
         def decode(prompts: Prompts, mask_input: Tensor | None, *, multimask_output: bool) -> Candidates:
             return self.model.decode(image_embeddings, *prompts, mask_input, multimask_output=multimask_output)
@@ -118,7 +114,7 @@ class EfficientSAMFinetuning(pl.LightningModule):
 
     def losses(self, image_embeddings: Tensor, batch: dict[str, Any]) -> Iterator[Tensor]:
         """The loss of each round of the protocol and its parts, [4]. No round needs the graph of another."""
-        decode = self.decoder_on(image_embeddings)
+        decode = self.decoder(image_embeddings)
         rounds = self.protocol.rounds(decode, batch["masks"], batch["noise"], side=self.model.image_size)
         for low_res_masks, iou_predictions in rounds:
             yield torch.stack(
@@ -163,14 +159,18 @@ class EfficientSAMFinetuning(pl.LightningModule):
         self.scores = {name: MaskScores(self.device) for name in self.trainer.datamodule.val_sources}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds to the numbers of one validation set, see `masks_from_prompts`."""
-        name = list(self.scores)[dataloader_idx]
-        keep = batch["valid"].any(dim=1)
-        masks, noise, valid, image = (batch[key][keep] for key in ("masks", "noise", "valid", "image"))
-        if len(masks):
-            content = content_mask(batch["input_size"][keep], self.model.image_size)
-            decode = self.decoder(image)
-            self.scores[name].update(decode, masks, noise, valid, content, multimask=self.protocol.multimask)
+        """Adds to the numbers of one validation set, see `MaskScores`."""
+        scores = list(self.scores.values())[dataloader_idx]
+        for _, objects, decode in self.each_photo(batch):
+            scores.add_photo(decode, objects, multimask=self.protocol.multimask)
+
+    def each_photo(self, batch: dict[str, Any]) -> Iterator[tuple[int, PhotoObjects, Decode]]:
+        """Row, objects and decoder of the photos in a validation batch, one by one: the encoder saw them together."""
+        rows = [row for row, objects in enumerate(batch["objects"]) if objects is not None]
+        if rows:
+            side = self.model.prepare(self.embed(batch["image"][rows]))
+            for place, row in enumerate(rows):
+                yield row, batch["objects"][row], self.decoder(side.take([place]))
 
     def on_validation_epoch_end(self) -> None:
         """Reduces over ranks and logs."""

@@ -82,15 +82,13 @@ def read_table(path: Path) -> list[tuple[int, str, float]]:
     return rows
 
 
-class LossCurve(pl.Callback):
-    """Draws loss, explained variance and k-NN accuracy over steps after each validation.
+class Curve(pl.Callback):
+    """Draws what `figure` makes of a run's numbers, after each validation and at the end.
 
     Args:
         table: the `metrics.csv` to draw.
         path: of the picture.
     """
-
-    panels = (("loss", "loss"), ("explained_variance", "explained variance"), ("knn", "k-NN accuracy"))
 
     def __init__(self, table: str, path: str) -> None:
         self.table, self.path = Path(table), Path(path)
@@ -105,20 +103,36 @@ class LossCurve(pl.Callback):
         """Writes the picture, on the first rank."""
         if not trainer.is_global_zero or not self.table.exists():
             return
-        rows = read_table(self.table)
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for step, name, value in read_table(self.table):
+            curves.setdefault(name, []).append((step, value))
+        with whole_file(self.path) as file:
+            self.figure(curves).savefig(file, format="png", dpi=110)
+
+    def figure(self, curves: dict[str, list[tuple[int, float]]]) -> Figure:
+        """The picture of (step, value) by metric."""
+        raise NotImplementedError
+
+
+class LossCurve(Curve):
+    """Loss, explained variance and k-NN accuracy over steps."""
+
+    panels = (("loss", "loss"), ("explained_variance", "explained variance"), ("knn", "k-NN accuracy"))
+
+    def figure(self, curves: dict[str, list[tuple[int, float]]]) -> Figure:
+        """See `Curve`."""
         figure = Figure(figsize=(12, 3.2), layout="constrained")
         for axes, (metric, title) in zip(figure.subplots(1, len(self.panels)), self.panels, strict=True):
             for stage, style in (("train", "-"), ("val", "o-")):
-                points = [(step, value) for step, name, value in rows if name == f"{stage}/{metric}"]
-                if points:
-                    axes.plot(*zip(*points, strict=True), style, label=stage, markersize=3, linewidth=1)
+                if f"{stage}/{metric}" in curves:
+                    points = zip(*curves[f"{stage}/{metric}"], strict=True)
+                    axes.plot(*points, style, label=stage, markersize=3, linewidth=1)
             axes.set(title=title, xlabel="step", yscale="log" if metric == "loss" else "linear")
             if metric == "explained_variance" and axes.get_ylim()[0] < -0.5:
                 axes.set_ylim(-0.5, 1)  # an untrained head is off by any factor; what follows is worth seeing
             if axes.lines:
                 axes.legend()
-        with whole_file(self.path) as file:
-            figure.savefig(file, format="png", dpi=110)
+        return figure
 
 
 def wandb_logger(*, project: str, name: str, folder: str, **options: Any) -> WandbLogger:

@@ -1,22 +1,21 @@
 """Predicted masks beside the true ones, as one picture per validation set and validation.
 
-B images   Q objects per image   S pixels per side
+Q objects of one photo   H W pixels of a grid over the photo
 """
 
 from pathlib import Path
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from sami.data.masked_photos import content_mask
 from sami.data.transforms import denormalize
 from sami.data.whole_file import whole_file
-from sami.methods.mask_validation import masks_from_prompts
-from sami.ops.masks import squared_depth
+from sami.methods.mask_validation import masks_from_prompts, point_at
+from sami.ops.frames import Frame
 
 COLUMNS = {"box": "from the box", "click_1": "from 1 click", "click_5": "from 5 clicks"}
 TITLE_HEIGHT = 16  # pixels
@@ -55,41 +54,49 @@ class MaskPictures(pl.Callback):
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> Image.Image | None:
         """The picture of one validation set, None without a photo."""
         batch = trainer.datamodule.spread_val_batch(name, self.num_images)
-        keep = batch["valid"].any(dim=1)
-        if not keep.any():
-            return None
-        kept = {key: value[keep].to(pl_module.device) for key, value in batch.items() if isinstance(value, Tensor)}
-        masks, noise, valid = (kept[key][:, : self.num_masks] for key in ("masks", "noise", "valid"))
-        content = content_mask(kept["input_size"], masks.shape[-1])
+        batch["image"] = batch["image"].to(pl_module.device)
+        rows = []
         with trainer.precision_plugin.val_step_context():
-            decode = pl_module.decoder(kept["image"])
-            found = dict(masks_from_prompts(decode, masks, noise, content, multimask=pl_module.protocol.multimask))
-        photo = denormalize(kept["image"]).cpu()
-        shown = {"photo": None, "true masks": masks, **{title: found[kind] for kind, title in COLUMNS.items()}}
-        columns = [
-            photo if drawn is None else paint(photo, (drawn & valid[..., None, None]).cpu()) for drawn in shown.values()
-        ]
-        return draw_sheet(columns, tuple(shown))
+            for row, objects, decode in pl_module.each_photo(batch):
+                grid = objects.frame.shrunk(objects.frame.image_size)
+                masks, noise = (tensor.to(pl_module.device) for tensor in objects.take(slice(self.num_masks), grid))
+                answers = masks_from_prompts(
+                    decode, masks, point_at(masks, noise), grid, multimask=pl_module.protocol.multimask
+                )
+                found = {"true masks": masks, **dict(answers)}
+                photo = photo_of(batch["image"][row : row + 1], grid).cpu()
+                shown = [paint(photo, found[kind][0].cpu()) for kind in ("true masks", *COLUMNS)]
+                rows.append([photo, *shown])
+        return draw_sheet(rows, ("photo", "true masks", *COLUMNS.values())) if rows else None
+
+
+def photo_of(image: Tensor, grid: Frame) -> Tensor:
+    """The normalised square [1, 3, S, S] -> the photo in it on a grid, uint8 [3, H, W]."""
+    height, width = grid.input_size
+    photo = denormalize(image)[:, :, :height, :width]
+    return F.interpolate(photo, grid.original_size, mode="bilinear", antialias=True)[0]
 
 
 def paint(photo: Tensor, masks: Tensor) -> Tensor:
-    """uint8 [B, 3, S, S], bool [B, Q, S, S] -> uint8: each mask as a tint with an outline two pixels wide."""
+    """uint8 [3, H, W], bool [Q, H, W] -> uint8: each mask as a tint with an outline two pixels wide."""
     pixels = photo.float()
-    outline = masks & (squared_depth(masks) <= 4)
-    for number in range(masks.shape[1]):
-        color = COLORS[number % len(COLORS)].float().view(1, 3, 1, 1)
-        tint, edge = masks[:, number : number + 1], outline[:, number : number + 1]
-        pixels = torch.where(tint, 0.6 * pixels + 0.4 * color, pixels)
+    near_outside = F.max_pool2d((~masks).float(), 5, stride=1, padding=2) > 0
+    for number, (mask, edge) in enumerate(zip(masks, masks & near_outside, strict=True)):
+        color = COLORS[number % len(COLORS)].float().view(3, 1, 1)
+        pixels = torch.where(mask, 0.6 * pixels + 0.4 * color, pixels)
         pixels = torch.where(edge, color, pixels)
     return pixels.round().byte()
 
 
-def draw_sheet(columns: list[Tensor], titles: tuple[str, ...]) -> Image.Image:
-    """One row per image; columns: uint8 [B, 3, S, S] each."""
-    side = columns[0].shape[-1]
-    rows = torch.cat(columns, dim=3).permute(0, 2, 3, 1).flatten(0, 1)  # [B*S, columns*S, 3]
-    sheet = Image.new("RGB", (rows.shape[1], rows.shape[0] + TITLE_HEIGHT), "white")
-    sheet.paste(Image.fromarray(np.ascontiguousarray(rows.numpy())), (0, TITLE_HEIGHT))
-    for number, title in enumerate(titles):
-        ImageDraw.Draw(sheet).text((number * side + 4, 2), title, fill="black")
+def draw_sheet(rows: list[list[Tensor]], titles: tuple[str, ...]) -> Image.Image:
+    """A row for each photo, of pictures of its size: uint8 [3, H, W] each."""
+    width, heights = max(row[0].shape[2] for row in rows), [row[0].shape[1] for row in rows]
+    sheet = Image.new("RGB", (width * len(titles), sum(heights) + TITLE_HEIGHT), "white")
+    top = TITLE_HEIGHT
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            sheet.paste(Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()), (column * width, top))
+        top += height
+    for column, title in enumerate(titles):
+        ImageDraw.Draw(sheet).text((column * width + 4, 2), title, fill="black")
     return sheet

@@ -1,19 +1,24 @@
 """What a person would get: masks from a box and from clicks, by two protocols, beside the answers that need no model.
 
-B images   Q objects per image   H W model frame
+Everything is measured in the pixels of the photo, as papers report it, so that the numbers of models with another frame
+can be compared. Prompts and answers change frames as in `SamPredictor`.
+
+Q objects of one photo   H W pixels of a grid over the photo, see `PhotoObjects.take`
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from sami.data.photo_objects import PhotoObjects
 from sami.methods.prompting import Decode, most_confident
 from sami.metrics.mask_iou import BestDiscIoU, PromptedIoU
-from sami.ops.boxes import box_to_mask, mask_to_box
-from sami.ops.masks import enlarge, mask_iou
-from sami.ops.prompts import add_clicks, central_click, central_correction, tight_box, uniform_clicks
+from sami.ops.frames import Frame
+from sami.ops.masks import mask_iou
+from sami.ops.prompts import Prompts, add_clicks, central_click, central_correction, tight_box, uniform_clicks
 
 NUM_CLICKS = (1, 3, 5)
 KINDS = (
@@ -22,32 +27,52 @@ KINDS = (
     *(f"uniform_{number}" for number in NUM_CLICKS),
     "filled_box",
 )
+LONGEST_SIDE = 1024  # pixels; a larger photo is compared on a grid of this size: one of SA-1B costs a fifth then
+MASK_PIXELS = 2**24  # of full-size logits at a time
+
+
+class Pointers(NamedTuple):
+    """How objects are pointed at, made of their exact masks and in the pixels of these.
+
+    `box` is the tightest one, `central` the click farthest from the object's edge (arXiv:2304.02643, App. D.1),
+    `uniform` the most clicks that are asked for, anywhere in the object (arXiv:2312.00863, Sec. 4.2).
+    """
+
+    box: Prompts
+    central: Prompts
+    uniform: Prompts
+
+
+def point_at(masks: Tensor, noise: Tensor) -> Pointers:
+    """[1, Q, H, W] bool, [1, Q, ...] uniform in [0, 1), at least as many as the most clicks."""
+    uniform = uniform_clicks(masks, noise[..., : max(NUM_CLICKS)])
+    return Pointers(tight_box(masks), central_click(masks), uniform)
 
 
 def masks_from_prompts(
-    decode: Decode, masks: Tensor, noise: Tensor, content: Tensor, *, multimask: bool
+    decode: Decode, masks: Tensor, pointers: Pointers, grid: Frame, *, multimask: bool
 ) -> Iterator[tuple[str, Tensor]]:
-    """(kind, mask of highest predicted IoU: [B, Q, H, W] bool), for the kinds of `KINDS` that need a model.
+    """(kind, mask of highest predicted IoU: [1, Q, H, W] bool), for the kinds of `KINDS` that need a model.
 
-    `box` is the tightest box. `click_n` follows SAM (arXiv:2304.02643, App. D.1): the first click is farthest from the
-    object's edge, each further one from that of the error, with the previous mask as prompt. `uniform_n` follows
-    EfficientSAM (arXiv:2312.00863, Sec. 4.2): n clicks anywhere in the object, at once.
+    `click_n` follows SAM (arXiv:2304.02643, App. D.1): after the central click, each further one is where the error
+    is deepest, with the previous mask as prompt. `uniform_n` follows EfficientSAM: n clicks at once.
 
     Args:
-        decode: see `Decode`.
-        masks: [B, Q, H, W] bool, in the model frame.
-        noise: [B, Q, ...] uniform in [0, 1), at least as many as the most clicks.
-        content: [B, 1, H, W] bool, false where the frame is padding; nothing is predicted there.
+        decode: see `Decode`; of the one photo.
+        masks: [1, Q, H, W] bool, on a grid over the photo.
+        pointers: see `point_at`.
+        grid: from there to the model's square.
         multimask: ask for several candidates beyond the first click and the box too. A model that knows no background
             click then gets no corrections: its further clicks are the innermost pixels of what it missed.
     """
 
-    def ask(prompts: tuple[Tensor, Tensor], mask_input: Tensor | None, several: bool) -> tuple[Tensor, Tensor]:
-        low_res_masks = most_confident(*decode(prompts, mask_input, multimask_output=several))
-        return low_res_masks, (enlarge(low_res_masks.float(), masks.shape[-2:]) > 0) & content
+    def ask(prompts: Prompts, mask_input: Tensor | None, several: bool) -> tuple[Tensor, Tensor]:
+        coords, labels = prompts
+        low_res_masks = most_confident(*decode((grid.to_model(coords), labels), mask_input, multimask_output=several))
+        return low_res_masks, grid.masks_to_original(low_res_masks.float()) > 0
 
-    yield "box", ask(tight_box(masks), None, True)[1]
-    prompts, low_res_masks = central_click(masks), None
+    yield "box", ask(pointers.box, None, True)[1]
+    prompts, low_res_masks = pointers.central, None
     for number in range(1, max(NUM_CLICKS) + 1):
         low_res_masks, prediction = ask(prompts, None if multimask else low_res_masks, multimask or number == 1)
         if number in NUM_CLICKS:
@@ -55,8 +80,9 @@ def masks_from_prompts(
         if number < max(NUM_CLICKS):
             seen = prediction & masks if multimask else prediction
             prompts = add_clicks(prompts, central_correction(seen, masks))
+    coords, labels = pointers.uniform
     for number in NUM_CLICKS:
-        clicks = uniform_clicks(masks, noise[..., :number])
+        clicks = coords[:, :, :number], labels[..., :number]
         yield f"uniform_{number}", ask(clicks, None, multimask or number == 1)[1]
 
 
@@ -64,19 +90,25 @@ class MaskScores:
     """The numbers of one validation set: mIoU by kind of prompt, of the filled box and of the best disc."""
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.iou = PromptedIoU(KINDS).to(device)
         self.discs: dict[str, Metric] = {name: BestDiscIoU().to(device) for name in ("click_disc", "uniform_disc")}
 
-    def update(self, decode: Decode, masks: Tensor, noise: Tensor, valid: Tensor, content: Tensor, **how: bool) -> None:
-        """Asks for every mask of a batch; arguments as of `masks_from_prompts`, `valid`: [B, Q] bool."""
-        answers = masks_from_prompts(decode, masks, noise, content, **how)
-        ious = {kind: mask_iou(prediction, masks) for kind, prediction in answers}
-        ious["filled_box"] = mask_iou(box_to_mask(mask_to_box(masks), masks.shape[-2:]), masks)
-        self.iou.update(ious, valid)
-        for disc, (coords, _) in zip(
-            self.discs.values(), (central_click(masks), uniform_clicks(masks, noise[..., :1])), strict=True
-        ):
-            disc.update(masks, coords[:, :, 0], valid)
+    def add_photo(self, decode: Decode, objects: PhotoObjects, *, multimask: bool) -> None:
+        """Asks for every object of a photo, as many at a time as `MASK_PIXELS` allows; see `masks_from_prompts`."""
+        grid = objects.frame.shrunk(LONGEST_SIDE)
+        size = grid.masks_at_once(MASK_PIXELS)
+        for start in range(0, len(objects), size):
+            taken = objects.take(slice(start, start + size), grid)
+            masks, noise = (tensor.to(self.device) for tensor in taken)
+            pointers = point_at(masks, noise)
+            answers = masks_from_prompts(decode, masks, pointers, grid, multimask=multimask)
+            ious = {kind: mask_iou(prediction, masks)[0] for kind, prediction in answers}
+            sides = pointers.box[0].diff(dim=2).flatten(2)  # [1, Q, 2] (width, height)
+            ious["filled_box"] = (masks.flatten(2).sum(dim=-1) / sides.prod(dim=-1))[0]  # the box holds the mask
+            self.iou.update(ious)
+            for disc, (coords, _) in zip(self.discs.values(), (pointers.central, pointers.uniform), strict=True):
+                disc.update(masks[0], coords[0, :, 0])
 
     def compute(self) -> dict[str, Tensor]:
         """All numbers by name, over all ranks."""

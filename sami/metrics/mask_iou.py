@@ -1,11 +1,12 @@
 """How well masks are found from prompts, beside the answers that need no model.
 
-B images   Q objects per image   H W pixels   R radii
+n objects   H W pixels   R radii
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -25,10 +26,11 @@ class PromptedIoU(Metric):
         self.add_state("total", torch.zeros(len(self.kinds), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, ious: Mapping[str, Tensor], valid: Tensor) -> None:
-        """One [B, Q] for each kind; objects that are not `valid` ([B, Q] bool) count nothing."""
-        self.total += torch.stack([ious[kind][valid].double().sum() for kind in self.kinds])
-        self.count += valid.sum()
+    def update(self, ious: Mapping[str, Tensor]) -> None:
+        """[n] for each kind."""
+        measured = torch.stack([ious[kind].double() for kind in self.kinds])  # [kinds, n]
+        self.total += measured.sum(dim=1)
+        self.count += measured.shape[1]
 
     def compute(self) -> dict[str, Tensor]:
         """By kind; NaN without an object."""
@@ -46,18 +48,24 @@ class BestDiscIoU(Metric):
         self.add_state("total", torch.zeros(len(self.radii), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, masks: Tensor, clicks: Tensor, valid: Tensor) -> None:
-        """[B, Q, H, W] bool, [B, Q, 2] (x, y) pixels, [B, Q] bool."""
-        masks, clicks = masks[valid], clicks[valid]  # [n, H, W], [n, 2]
+    def update(self, masks: Tensor, clicks: Tensor) -> None:
+        """[n, H, W] bool, [n, 2] (x, y) of the pixel that is clicked.
+
+        A disc covers a run of pixels in each row, and the mask's pixels of a run are a difference of two look-ups: far
+        less work than to draw the discs.
+        """
         H, W = masks.shape[-2:]
-        y = torch.arange(H, device=masks.device) - clicks[:, 1:]  # [n, H]
-        x = torch.arange(W, device=masks.device) - clicks[:, :1]  # [n, W]
-        distance = torch.hypot(y.unsqueeze(2), x.unsqueeze(1)).flatten(1) / max(H, W)  # [n, H*W]
-        ring = torch.bucketize(distance, self.radii.to(distance))  # the first radius that reaches the pixel
-        zeros = torch.zeros(len(masks), len(self.radii) + 1, device=masks.device)
-        inside = zeros.scatter_add(1, ring, torch.ones_like(distance)).cumsum(1)[:, :-1]  # [n, R] pixels of each disc
-        hit = zeros.scatter_add(1, ring, masks.flatten(1).float()).cumsum(1)[:, :-1]
-        area = masks.flatten(1).sum(1, keepdim=True)
+        radii = self.radii.to(masks.device) * max(H, W)
+        rows = torch.arange(H, device=masks.device)
+        drop = (rows - clicks[:, 1:]).unsqueeze(1)  # [n, 1, H]: from the click down to each row
+        squared_reach = radii.square().unsqueeze(1) - drop.square()  # [n, R, H]; negative in rows that no disc touches
+        reach, x = squared_reach.clamp(min=0).sqrt().floor(), clicks[:, :1].unsqueeze(1)
+        first, last = (x - reach).clamp(0, W), (x + reach + 1).clamp(0, W)  # of each run, and the pixel behind it
+        first, last = first.long(), torch.where(squared_reach < 0, first, last).long()
+        ones = F.pad(masks.cumsum(dim=2, dtype=torch.int32), (1, 0)).transpose(1, 2)  # [n, W + 1, H] to the left
+        hit = (ones.gather(1, last) - ones.gather(1, first)).sum(dim=2)  # [n, R]
+        inside = (last - first).sum(dim=2)
+        area = masks.flatten(1).sum(dim=1, keepdim=True)
         self.total += (hit / (area + inside - hit).clamp(min=1)).double().sum(0)
         self.count += len(masks)
 

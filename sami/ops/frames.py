@@ -3,7 +3,8 @@
 Ho Wo original pixels   H W the photo's pixels in the square   S the square's side   h w low-res mask
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,12 @@ class Frame:
             return F.interpolate(image.float(), self.input_size, mode="bilinear")
         return F.interpolate(image, self.input_size, mode="bilinear", antialias=True)
 
+    def shrunk(self, longest_side: int) -> "Frame":
+        """The frame of the same photo with at most this many pixels on its longer side."""
+        if max(self.original_size) <= longest_side:
+            return self
+        return replace(self, original_size=longest_side_frame(self.original_size, longest_side).input_size)
+
     def pad(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, 3, S, S], zeros to the right and below."""
         (H, W), S = self.input_size, self.image_size
@@ -74,6 +81,10 @@ class Frame:
         (H, W), S = self.input_size, self.image_size
         square = F.interpolate(low_res_masks, (S, S), mode="bilinear")
         return F.interpolate(square[..., :H, :W], self.original_size, mode="bilinear")
+
+    def masks_at_once(self, num_pixels: int) -> int:
+        """How many masks `masks_to_original` can be given, at least one, for no more than `num_pixels` on its way."""
+        return max(num_pixels // max(math.prod(self.original_size), self.image_size**2), 1)
 
 
 def longest_side_frame(original_size: tuple[int, int], image_size: int) -> Frame:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sami.ops.boxes import mask_to_box
+
 
 def enlarge(low_res_masks: Tensor, size: tuple[int, int]) -> Tensor:
     """[..., h, w] -> [..., H, W], bilinear."""
@@ -19,8 +21,7 @@ def enlarge(low_res_masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 def mask_iou(masks: Tensor, others: Tensor) -> Tensor:
     """[..., H, W] bool twice -> [...] float: intersection over union, 1 for two empty masks."""
-    overlap = (masks & others).flatten(-2).sum(dim=-1)
-    union = (masks | others).flatten(-2).sum(dim=-1)
+    overlap, union = (region.flatten(-2).sum(dim=-1, dtype=torch.int32) for region in (masks & others, masks | others))
     return torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
 
 
@@ -38,7 +39,7 @@ def squared_depth(masks: Tensor) -> Tensor:
     column = torch.arange(W, device=masks.device, dtype=torch.float32)
     depth = torch.minimum(column_depth, torch.minimum(column + 1, W - column).square())
     for offset in range(1, W):
-        if not (depth > offset**2).any():
+        if offset % 8 == 1 and not (depth > offset**2).any():  # to look costs as much as an offset
             break
         near, far = depth[..., offset:], depth[..., :-offset]
         torch.minimum(near, column_depth[..., :-offset] + offset**2, out=near)
@@ -49,7 +50,13 @@ def squared_depth(masks: Tensor) -> Tensor:
 def innermost_pixel(masks: Tensor) -> tuple[Tensor, Tensor]:
     """[..., H, W] bool -> [..., 2] (x, y) of the pixel farthest from the edge of each mask, [...] its distance.
 
-    An empty mask gives the first pixel, at distance 0.
+    An empty mask gives the first pixel, at distance 0. Outside of its box a mask has no pixel, so that only the box is
+    looked at: objects are small beside their photos.
     """
-    distance, index = squared_depth(masks).flatten(-2).max(dim=-1)
-    return torch.stack([index % masks.shape[-1], index // masks.shape[-1]], dim=-1).float(), distance.sqrt()
+    flat = masks.reshape(-1, *masks.shape[-2:])
+    pixels, depths = flat.new_zeros(len(flat), 2, dtype=torch.float32), flat.new_zeros(len(flat), dtype=torch.float32)
+    for number, (x0, y0, x1, y1) in enumerate(mask_to_box(flat).long().tolist()):
+        x1, y1 = max(x1, 1), max(y1, 1)  # an empty mask has an empty box
+        depths[number], index = squared_depth(flat[number, y0:y1, x0:x1]).flatten().max(dim=0)
+        pixels[number] = torch.stack([x0 + index % (x1 - x0), y0 + index // (x1 - x0)])
+    return pixels.reshape(*masks.shape[:-2], 2), depths.sqrt().reshape(masks.shape[:-2])

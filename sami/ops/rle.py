@@ -86,6 +86,17 @@ def check_counts(counts: Tensor, size: tuple[int, int]) -> None:
         raise ValueError(f"runs of {int(counts.sum())} pixels in a mask of {size[0]}x{size[1]}")
 
 
+def mask_cells(counts: Tensor, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
+    """[h, w] bool: the cells that the mask covers at least half of; arguments as of `mask_coverage`.
+
+    A mask too small or too thin for that gives the cells that it covers at least half as much as the one that it
+    covers most, so that a mask with a pixel within the cells is never lost.
+    """
+    coverage = mask_coverage(counts, size, rows, columns)
+    most = coverage.max()
+    return (coverage >= (0.5 if most >= 0.5 else most / 2)) & (coverage > 0)
+
+
 def mask_coverage(counts: Tensor, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
     """[h, w] float32: the fraction of each cell of another grid that the mask covers, without decoding it.
 

@@ -253,7 +253,6 @@ class SamPredictor:
 
     def to_original(self, low_res_masks: Tensor, frame: Frame, *, return_logits: bool) -> Tensor:
         """[Q, K, h, w] logits -> [Q, K, Ho, Wo] bool or logits."""
-        Ho, Wo = frame.original_size
-        size = max(MASK_PIXELS // (low_res_masks.shape[1] * max(Ho * Wo, frame.image_size**2)), 1)
+        size = max(frame.masks_at_once(MASK_PIXELS) // low_res_masks.shape[1], 1)
         parts = (frame.masks_to_original(part) for part in low_res_masks.split(size))
         return torch.cat([part if return_logits else part > self.mask_threshold for part in parts])

@@ -18,7 +18,7 @@ from sami.data.cache_reader import describe_photos
 from sami.data.cache_recipe import FORMAT_VERSION, Recipe, claim_cache, find_recipe
 from sami.data.cache_views import ViewsToCache
 from sami.data.order import locate_in_file_order
-from sami.data.photos import ViewLoader
+from sami.data.stream import ViewLoader
 from sami.data.transforms import normalize, normalize_padded
 from sami.data.views import Batch
 from sami.methods.progress import say

@@ -19,7 +19,7 @@ from sami.data.cache_layout import ShardPart
 from sami.data.cache_manifest import TOTALS, record_format, write_note
 from sami.data.cache_records import EXTENSION, MAX_NAME, RecordFormat
 from sami.data.cache_views import ShardSampler
-from sami.data.photos import ViewLoader
+from sami.data.stream import ViewLoader
 from sami.data.write_shards import write_shard
 from sami.methods.preemption import Preempted
 from sami.methods.progress import say

@@ -7,10 +7,9 @@ from conftest import encode
 from masked_photos import draw_masks, rle, sa1b_record, write_coco, write_sa1b_folder
 
 from sami.data.mask_sources import MaskedPhoto, Sa1bFolder, open_mask_source
-from sami.data.mask_views import NUM_NOISE, EvalMaskViews, MaskFrame, TrainMaskViews, make_view
+from sami.data.mask_views import NUM_NOISE, MaskFrame, TrainMaskViews, make_view
 from sami.data.order import ShuffledOrder
 from sami.data.transforms import BrokenImage
-from sami.data.views import PADDING
 from sami.ops.rle import encode_mask
 
 
@@ -88,21 +87,25 @@ def test_masks_of_another_scale_are_whole_at_the_images_own_size() -> None:
     assert np.array_equal(view.masks[0].numpy(), mask)
 
 
-def test_large_empty_and_tiny_masks_are_dropped() -> None:
+def test_large_and_empty_masks_are_dropped_and_tiny_ones_are_not() -> None:
+    """At every size of the grid the same masks are used."""
     masks = np.zeros((5, 64, 64), dtype=bool)
     masks[0, :58] = True  # 91 %
     masks[1, :57] = True  # 89 %
-    masks[2, 5, 5] = True  # a sixteenth of a cell
+    masks[2, 5, 5] = True
     masks[4, 20:30, 20:30] = True
     image = encode(np.zeros((64, 64, 3), dtype=np.uint8))
     photo = MaskedPhoto(image, [rle(mask) for mask in masks])
-    frame = MaskFrame(64, 16, "squash", 0.9)
-    view = make_view(photo, frame, np.random.default_rng(0), num_masks=9, flip=0)
-    assert sorted(int(mask.sum()) for mask in view.masks) == [4, 224] or len(view.masks) == 2
-    with pytest.raises(BrokenImage, match="none of its 1 masks can be used"):
-        make_view(photo._replace(segmentations=[rle(masks[0])]), frame, np.random.default_rng(0), num_masks=9, flip=0)
-    with pytest.raises(BrokenImage, match="none of its 0 masks can be used"):
-        make_view(photo._replace(segmentations=[]), frame, np.random.default_rng(0), num_masks=9, flip=0)
+    for side in (64, 16, 4):
+        frame = MaskFrame(64, side, "squash", 0.9)
+        view = make_view(photo, frame, np.random.default_rng(0), num_masks=9, flip=0)
+        areas = sorted(int(mask.sum()) for mask in view.masks)
+        assert len(areas) == 3 and areas[0] == 1
+        assert [area * (64 / side) ** 2 for area in areas[1:]] == pytest.approx([100, 57 * 64], rel=1.6)
+    for wrong, count in ((masks[:1], 1), (masks[:0], 0), (masks[3:4], 1)):
+        none = photo._replace(segmentations=[rle(mask) for mask in wrong])
+        with pytest.raises(BrokenImage, match=f"none of its {count} masks can be used"):
+            make_view(none, frame, np.random.default_rng(0), num_masks=9, flip=0)
 
 
 def test_masks_that_are_not_drawn_are_not_decoded(tmp_path) -> None:
@@ -134,20 +137,6 @@ def test_broken_photos_are_replaced_and_reported(tmp_path) -> None:
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"51 photos in a row cannot be used, the last is .*sa_"):
         train_views(source).__getitems__([0])
-
-
-def test_eval_views(tmp_path) -> None:
-    root = write_sa1b_folder(tmp_path, 5)
-    (root / "sa_2.jpg").write_bytes(b"")
-    source = Sa1bFolder(str(root))
-    views = EvalMaskViews(source, seed=0, frame=MaskFrame(32, 32, "pad", 0.9), num_masks=2)
-    batch = views.__getitems__([0, 3, 2, PADDING])
-    assert batch["valid"].sum(1).tolist() == [1, 2, 0, 0] and len(batch["broken"]) == 1
-    assert batch["masks"].shape == (4, 2, 32, 32) and not batch["image"][2:].any()
-    again = views.__getitems__([3])
-    assert torch.equal(again["masks"][0], batch["masks"][1]) and torch.equal(again["noise"][0], batch["noise"][1])
-    only = views.__getitems__([PADDING])
-    assert only["masks"].shape == (1, 1, 32, 32) and not only["valid"].any()
 
 
 def test_coco_polygons_become_masks(tmp_path) -> None:

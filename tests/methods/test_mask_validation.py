@@ -1,27 +1,33 @@
-"""Validation with models that are known: one that is always right, one that paints what it is told."""
+"""Validation with models that are known: one that paints what it is told, and a real one beside `SamPredictor`."""
 
+import numpy as np
 import pytest
 import torch
+from conftest import encode
+from masked_photos import draw_masks, draw_scene, rle
 
-from sami.methods.mask_validation import KINDS, MaskScores, masks_from_prompts
+from sami.data.mask_sources import MaskedPhoto
+from sami.data.mask_views import MaskFrame
+from sami.data.photo_objects import PhotoObjects, draw_objects
+from sami.methods import mask_validation
+from sami.methods.mask_validation import KINDS, MaskScores, masks_from_prompts, point_at
+from sami.models.build import build_sam
 from sami.ops.boxes import box_to_mask, mask_to_box
+from sami.ops.frames import longest_side_frame, squash_frame
 from sami.ops.masks import innermost_pixel, mask_iou
 from sami.ops.prompts import BACKGROUND, FOREGROUND
+from sami.predict.predictor import SamPredictor
 
-S = 32
+H, W = 26, 32  # of the photo; the model sees 32 x 32, with padding below
+GRID = longest_side_frame((H, W), 32)
 
 
-def scene() -> tuple[torch.Tensor, ...]:
-    """masks [2, 3, S, S], noise, valid, content: the second image is half padding."""
-    y, x = torch.meshgrid(torch.arange(S), torch.arange(S), indexing="ij")
+def scene() -> tuple[torch.Tensor, torch.Tensor]:
+    """masks [1, 3, H, W], noise."""
+    y, x = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
     centres, radii = torch.tensor([[8, 8], [20, 12], [16, 24]]), torch.tensor([6, 5, 4])
     discs = torch.stack([(x - cx) ** 2 + (y - cy) ** 2 <= r * r for (cx, cy), r in zip(centres, radii, strict=True)])
-    masks = discs.expand(2, -1, -1, -1).clone()
-    content = torch.ones(2, 1, S, S, dtype=torch.bool)
-    content[1, :, 26:] = False
-    masks &= content
-    valid = torch.tensor([[True, True, True], [True, True, False]])
-    return masks, torch.rand(2, 3, 32, generator=torch.Generator().manual_seed(0)), valid, content
+    return discs.unsqueeze(0), torch.rand(1, 3, 32, generator=torch.Generator().manual_seed(0))
 
 
 class Painter:
@@ -34,61 +40,132 @@ class Painter:
     def __call__(self, prompts, mask_input, *, multimask_output):
         coords, labels = prompts
         self.questions.append((labels, mask_input, multimask_output, coords))
-        painted = torch.zeros(2, 3, S, S)
-        y, x = torch.meshgrid(torch.arange(S), torch.arange(S), indexing="ij")
-        for b in range(2):
-            for q in range(3):
-                for (cx, cy), label in zip(coords[b, q], labels[b, q], strict=True):
-                    near = ((x - cx).abs() <= 3) & ((y - cy).abs() <= 3)
-                    if label in (FOREGROUND, BACKGROUND):
-                        painted[b, q][near] = float(label)
-                if labels[b, q, 0] == 2:
-                    painted[b, q] = box_to_mask(coords[b, q].flatten(), (S, S)).float()
-        self.painted.append(painted.bool())
+        painted = torch.zeros(1, coords.shape[1], 32, 32)
+        y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+        for q in range(coords.shape[1]):
+            for (cx, cy), label in zip(coords[0, q], labels[0, q], strict=True):
+                near = ((x - cx).abs() <= 3) & ((y - cy).abs() <= 3)
+                if label in (FOREGROUND, BACKGROUND):
+                    painted[0, q][near] = float(label)
+            if labels[0, q, 0] == 2:
+                painted[0, q] = box_to_mask(coords[0, q].flatten(), (32, 32)).float()
+        self.painted.append(painted[:, :, :H].bool())
         K = 3 if multimask_output else 1
-        logits = torch.full((2, 3, K, S, S), -1.0)
+        logits = torch.full((*painted.shape[:2], K, 32, 32), -1.0)
         logits[:, :, K // 2] = 2 * painted - 1
-        scores = torch.zeros(2, 3, K)
+        scores = torch.zeros(*painted.shape[:2], K)
         scores[:, :, K // 2] = 1
         return logits, scores
 
 
+def answers_of(decode: Painter, *, multimask: bool) -> dict[str, torch.Tensor]:
+    masks, noise = scene()
+    return dict(masks_from_prompts(decode, masks, point_at(masks, noise), GRID, multimask=multimask))
+
+
 def test_each_kind_of_prompt_asks_what_it_says() -> None:
-    masks, noise, _, content = scene()
+    masks, _ = scene()
     decode = Painter()
-    answers = dict(masks_from_prompts(decode, masks, noise, content, multimask=False))
+    answers = answers_of(decode, multimask=False)
     assert set(answers) == set(KINDS) - {"filled_box"}
-    assert torch.equal(answers["box"], box_to_mask(mask_to_box(masks), (S, S)) & content)
-    assert not any(answer[1, :, 26:].any() for answer in answers.values())  # nothing is found in the padding
+    assert torch.equal(answers["box"], box_to_mask(mask_to_box(masks), (H, W)))
     assert [question[0].shape[-1] for question in decode.questions] == [2, 1, 2, 3, 4, 5, 1, 3, 5]
     assert [question[2] for question in decode.questions] == [True, True, *4 * [False], True, False, False]
     assert [question[1] is None for question in decode.questions] == [True, True, *4 * [False], *3 * [True]]
     centre, _ = innermost_pixel(masks)
-    y, x = torch.meshgrid(torch.arange(S), torch.arange(S), indexing="ij")
+    y, x = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
     square = ((x - centre[..., :1, None]).abs() <= 3) & ((y - centre[..., 1:, None]).abs() <= 3)
-    assert torch.equal(answers["click_1"], square & content)
+    assert torch.equal(answers["click_1"], square)
     for number in range(2, 6):  # each further click is in the error of the answer before
         labels, _, _, coords = decode.questions[number]
         x, y = coords[:, :, -1].long().unbind(-1)
-        place, said = (y * S + x).unsqueeze(-1), decode.painted[number - 1] & content
+        place, said = (y * W + x).unsqueeze(-1), decode.painted[number - 1]
         truth, said = (m.flatten(2).gather(2, place)[..., 0] for m in (masks, said))
         assert (truth != said).all() and torch.equal(labels[..., -1], torch.where(truth, FOREGROUND, BACKGROUND))
 
 
 def test_a_model_without_background_clicks_gets_none() -> None:
-    masks, noise, _, content = scene()
     decode = Painter()
-    dict(masks_from_prompts(decode, masks, noise, content, multimask=True))
+    answers_of(decode, multimask=True)
     assert all(question[2] and question[1] is None for question in decode.questions)
     assert not any((question[0] == BACKGROUND).any() for question in decode.questions)
 
 
-def test_scores_beside_the_trivial_answers() -> None:
-    masks, noise, valid, content = scene()
+def some_objects(size: tuple[int, int] = (H, W), fit=longest_side_frame) -> PhotoObjects:
+    masks = draw_masks(0, 5, height=size[0] - 2, width=size[1])
+    masks = np.pad(masks, ((0, 0), (2, 0), (0, 0)))
+    photo = MaskedPhoto(encode(draw_scene(0, masks)), [rle(mask) for mask in masks])
+    frame = MaskFrame(32, 8, "pad" if fit is longest_side_frame else "squash", 0.9)
+    return draw_objects(photo, frame, np.random.default_rng(0), num_masks=9)
+
+
+def scores_of(objects: PhotoObjects, decode=None) -> dict[str, float]:
     scores = MaskScores(torch.device("cpu"))
-    scores.update(Painter(), masks, noise, valid, content, multimask=False)
-    numbers = {name: float(value) for name, value in scores.compute().items()}
-    filled = mask_iou(box_to_mask(mask_to_box(masks), (S, S)), masks)[valid].mean()
+    scores.add_photo(decode or Painter(), objects, multimask=False)
+    assert scores.iou.count == len(objects)
+    return {name: float(value) for name, value in scores.compute().items()}
+
+
+def test_scores_beside_the_trivial_answers() -> None:
+    objects = some_objects()
+    masks, _ = objects.take(slice(9), objects.frame)
+    numbers = scores_of(objects)
+    filled = mask_iou(box_to_mask(mask_to_box(masks), (H, W)), masks).mean()
     assert numbers["filled_box"] == pytest.approx(float(filled)) == numbers["box"]
     assert numbers["uniform_disc"] < numbers["click_disc"] < 1
     assert numbers.keys() == {*KINDS, "click_disc", "uniform_disc"}
+
+
+def test_a_few_objects_at_a_time_give_the_same_numbers(monkeypatch) -> None:
+    objects, decode = some_objects(), Painter()
+    whole = scores_of(objects)
+    monkeypatch.setattr(mask_validation, "MASK_PIXELS", 2 * 32 * 32)
+    assert scores_of(objects, decode) == pytest.approx(whole)
+    assert {question[0].shape[1] for question in decode.questions} == {1, 2}
+
+
+def test_the_answers_without_a_model_do_not_depend_on_the_models_frame() -> None:
+    trivial = ("filled_box", "click_disc", "uniform_disc")
+    whole, squashed = (scores_of(some_objects((60, 80), fit)) for fit in (longest_side_frame, squash_frame))
+    assert [whole[name] for name in trivial] == [squashed[name] for name in trivial]
+
+
+def test_large_photos_are_compared_on_a_smaller_grid(monkeypatch) -> None:
+    objects = some_objects((300, 400))
+    whole = scores_of(objects)
+    monkeypatch.setattr(mask_validation, "LONGEST_SIDE", 100)
+    smaller = scores_of(objects)
+    assert whole != smaller
+    for name in ("filled_box", "click_disc"):  # uniform clicks are numbered by pixel: those of another grid are others
+        assert smaller[name] == pytest.approx(whole[name], abs=0.1), name
+
+
+@pytest.mark.parametrize("preprocess", ["pad", "squash"])
+def test_what_is_measured_is_what_the_predictor_gives(preprocess) -> None:
+    """Box and first click, of a photo whose sides no cell divides: the same pixels, to the last one."""
+    torch.manual_seed(0)
+    model = build_sam("efficient_sam_vitt", decoder="sam", preprocess=preprocess, image_size=64)
+    drawn = draw_masks(3, 2, height=57, width=83)
+    pixels = draw_scene(3, drawn)
+    predictor = SamPredictor(model)
+    predictor.set_image(pixels)
+    masks, noise = torch.from_numpy(drawn).unsqueeze(0), torch.rand(1, 2, 32)
+
+    def decode(prompts, mask_input, *, multimask_output):
+        return model.decode(predictor.side, *prompts, mask_input, multimask_output=multimask_output)
+
+    with torch.no_grad():
+        pointers = point_at(masks, noise)
+        found = dict(masks_from_prompts(decode, masks, pointers, predictor.frames[0], multimask=False))
+    for number in range(2):
+        prompts = {
+            "box": {"box": mask_to_box(masks[0, number]).numpy()},
+            "click_1": {"point_coords": pointers.central[0][0, number].numpy(), "point_labels": [1]},
+            "uniform_3": {"point_coords": pointers.uniform[0][0, number, :3].numpy(), "point_labels": [1, 1, 1]},
+        }
+        for kind, prompt in prompts.items():
+            several = kind != "uniform_3"
+            candidates, ious, _ = predictor.predict(**prompt, multimask_output=several)
+            expected = torch.from_numpy(candidates[ious.argmax()])
+            assert expected.any() and not expected.all()
+            assert (found[kind][0, number] != expected).float().mean() < 1e-3, kind

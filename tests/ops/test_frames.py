@@ -62,3 +62,19 @@ def test_masks_come_back_to_where_they_were(fit, size):
     expected = torch.zeros(Ho, Wo, dtype=torch.bool)
     expected[y0:y1, x0:x1] = True
     assert (mask & expected).sum() / (mask | expected).sum() > 0.9
+
+
+@pytest.mark.parametrize("fit", [longest_side_frame, squash_frame])
+def test_a_photo_with_fewer_pixels_lies_in_the_same_place(fit):
+    frame = fit((1500, 2247), 256)
+    shrunk = frame.shrunk(1024)
+    assert shrunk.original_size == (684, 1024) and shrunk.input_size == frame.input_size
+    corners = [whole.to_model(torch.tensor(whole.original_size).flip(0).float()) for whole in (frame, shrunk)]
+    torch.testing.assert_close(*corners)
+    assert frame.shrunk(2247) == frame and shrunk.masks_to_original(torch.zeros(1, 1, 64, 64)).shape[2:] == (684, 1024)
+
+
+def test_masks_at_once():
+    assert squash_frame((10, 20), 8).masks_at_once(1000) == 5
+    assert squash_frame((2, 3), 8).masks_at_once(128) == 2  # the square is the larger one
+    assert squash_frame((10, 20), 8).masks_at_once(1) == 1

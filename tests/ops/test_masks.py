@@ -35,6 +35,19 @@ def test_innermost_pixel() -> None:
     assert pixels[1, 1] == 4 and pixels[2].tolist() == [0, 0]
 
 
+def test_only_the_box_of_a_mask_is_looked_at_and_nothing_is_missed() -> None:
+    masks = torch.zeros(5, 40, 60, dtype=torch.bool)
+    masks[0, 3:30, 20:58] = True
+    masks[1, 10:, 0:12], masks[1, 12:15, 50:60] = True, True  # at the image's edge, in two pieces
+    masks[2] = torch.rand(40, 60, generator=torch.Generator().manual_seed(0)) < 0.9
+    masks[3, 39, 59] = True
+    pixels, distance = innermost_pixel(masks.view(1, 5, 40, 60))
+    assert pixels.shape == (1, 5, 2) and distance.shape == (1, 5)
+    deepest, index = squared_depth(masks).flatten(1).max(dim=1)
+    assert torch.equal(distance[0], deepest.sqrt()) and pixels[0, 3].tolist() == [59, 39]
+    assert torch.equal(pixels[0], torch.stack([index % 60, index // 60], dim=-1).float())
+
+
 def test_iou() -> None:
     a, b = torch.zeros(2, 3, 4, 4, dtype=torch.bool)
     a[0, :2], b[0, 1:3] = True, True

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sami.ops.resize import overlap_weights
-from sami.ops.rle import counts_from_string, counts_to_string, decode_mask, encode_mask, mask_coverage
+from sami.ops.rle import counts_from_string, counts_to_string, decode_mask, encode_mask, mask_cells, mask_coverage
 
 SIZES = [(1, 1), (1, 7), (9, 1), (5, 5), (64, 37), (120, 250)]
 
@@ -87,3 +87,17 @@ def test_nothing_covers_what_lies_beyond_the_mask() -> None:
     mask = torch.ones(6, 4, dtype=torch.bool)
     coverage = mask_coverage(encode_mask(mask), (6, 4), torch.arange(5) * 2.0, torch.arange(5) * 1.6)
     assert torch.allclose(coverage[0], torch.tensor([1, 1, 0.5, 0])) and (coverage[3] == 0).all()
+
+
+def test_cells_of_masks_that_fill_none() -> None:
+    borders = torch.arange(5) * 4.0  # cells of 4 x 4 pixels
+    masks = torch.zeros(5, 16, 16, dtype=torch.bool)
+    masks[0, 4:8, 2:10] = True  # one cell and half of two
+    masks[1, 9, 9] = True  # a pixel
+    masks[2, 2:3, 1:15] = True  # a line through four cells
+    masks[3, 7:9, 7:8] = True  # half in one cell, half in another
+    cells = torch.stack([mask_cells(encode_mask(mask), (16, 16), borders, borders) for mask in masks])
+    assert cells.dtype == torch.bool
+    assert [found.nonzero().tolist() for found in cells] == [
+        [[1, 0], [1, 1], [1, 2]], [[2, 2]], [[0, 0], [0, 1], [0, 2], [0, 3]], [[1, 1], [2, 1]], []
+    ]  # fmt: skip
