@@ -144,7 +144,13 @@ def load_decoder(sam: Sam, checkpoint: str | Path) -> None:
 
 
 def save_sam(sam: Sam, path: str | Path) -> None:
-    """All weights, and what `build_sam` needs to know, in one .safetensors file."""
+    """All weights, and what `build_sam` needs to know, in one .safetensors file.
+
+    Raises:
+        ValueError: the model was fused.
+    """
+    if getattr(sam.image_encoder, "fused", False):
+        raise ValueError("a fused model cannot be saved: save it before, and build it with fused=True")
     description = {option: getattr(sam, option) for option in OPTIONS}
     tensors = {name: value.detach().cpu().contiguous() for name, value in sam.state_dict().items()}
     save_file(tensors, path, metadata={"sam": json.dumps(description)})

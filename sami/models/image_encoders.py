@@ -89,7 +89,9 @@ def fuse_branches(encoder: nn.Module) -> nn.Module:
         raise ValueError("only an encoder in evaluation mode can be fused: call eval() first")
     for name, child in encoder.named_children():
         if hasattr(child, "fuse"):  # timm's, of one block
-            child = child.fuse()
+            # which builds the new one in training mode, in 32 bits and, of TinyViT, on the CPU
+            child = child.fuse().to(next(child.parameters())).eval()
             setattr(encoder, name, child)
-        fuse_branches(child.eval())  # timm builds the new convolutions in training mode
+        fuse_branches(child)
+    encoder.fused = True
     return encoder

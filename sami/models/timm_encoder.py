@@ -77,7 +77,7 @@ class TimmEncoder(nn.Module):
             raise ValueError(f"an image of {H}x{W} pixels is not a whole number of patches of {STRIDE} pixels")
         maps = self.backbone(image)
         maps = [maps[number] for number in self.taken]  # [B, C, gh, gw], [B, C', gh/2, gw/2]
-        if self.backbone.output_fmt == "NHWC":
+        if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
             maps = [part.permute(0, 3, 1, 2) for part in maps]
         first = [F.interpolate(part, (H // STRIDE, W // STRIDE), mode="bilinear") for part in maps[1:]]
         return self.neck(torch.cat([maps[0], *first], dim=1))
