@@ -56,7 +56,8 @@ def counted_feature_loss(
     Raises:
         ValueError: unknown `distance`.
     """
-    prediction, target = prediction.float(), target.float()
+    # where, since what does not count may hold anything, and the gradient of 0 * inf is not 0
+    prediction, target = (torch.where(counted.unsqueeze(-1), part.float(), 0.0) for part in (prediction, target))
     if distance == "cosine":
         distances = 1 - F.cosine_similarity(prediction, target, dim=-1)  # [B, N]
     elif distance in ("mse", "standardized_mse"):
@@ -64,8 +65,7 @@ def counted_feature_loss(
         distances = (difference / std if distance == "standardized_mse" else difference).square().mean(dim=-1)
     else:
         raise ValueError(f"loss_distance={distance!r}: choose mse, cosine or standardized_mse")
-    # where, since what does not count may hold anything, and 0 * inf is not 0
-    return (torch.where(counted, distances, 0.0).sum(dim=1) / counted.sum(dim=1).clamp(min=1)).mean()
+    return ((distances * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)).mean()
 
 
 class MaskLoss(NamedTuple):

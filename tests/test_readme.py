@@ -30,7 +30,7 @@ def test_conf_groups_are_listed() -> None:
 def test_commands_name_entries_and_choices_that_exist() -> None:
     for entry in re.findall(r"python -m sami\.(\w+)", README):
         assert (ROOT / "sami" / f"{entry}.py").exists(), entry
-    for experiment in re.findall(r"\+experiment=(\w+)", README):
+    for experiment in re.findall(r"\+experiment=([\w/]+)", README):
         assert Path(CONF, "experiment", f"{experiment}.yaml").exists(), experiment
     for script in re.findall(r"`(jobs/[\w.]+)", README):
         assert (ROOT / script).exists(), script
@@ -38,5 +38,5 @@ def test_commands_name_entries_and_choices_that_exist() -> None:
 
 def test_short_and_soon_useful() -> None:
     lines = README.splitlines()
-    assert len(lines) <= 240  # one page for each stage
+    assert len(lines) <= 280  # one page for each stage
     assert next(number for number, line in enumerate(lines) if "python -m sami" in line) < 25

@@ -150,7 +150,7 @@ class Distillation(pl.LightningModule):
         target, input_size, side = self.teacher(batch), batch["input_size"], self.judge.image_size
         gh = gw = side // self.teacher.patch_size
         counted, masks, found = content_cells(input_size, side, (gh, gw)), None, None
-        if self.mask_weight and "noise" in batch:
+        if self.mask_weight and self.training:
             decode = decode_with(self.judge, to_map(target, (gh, gw)))
             prompts = place_prompts(batch["noise"][..., -PLACE_NOISE:], input_size)
             masks = answer(decode, prompts, input_size, side)

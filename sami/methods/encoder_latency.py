@@ -1,0 +1,97 @@
+"""How long image encoders take, how large they are, and what they compute, in one table.
+
+from sami.methods.encoder_latency import print_encoders
+print_encoders(image_size=1024, device="cpu", repetitions=3)
+"""
+
+import statistics
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sami.methods.speed import interleave
+from sami.models.build import build_image_encoder
+from sami.models.image_encoders import fuse_branches
+from sami.ops.attention import fastest_attention
+
+ENCODERS = {  # row: name of `build_sam`, fused
+    "ViT-Ti": ("efficient_sam_vitt", False),
+    "ViT-S": ("efficient_sam_vits", False),
+    "TinyViT-5M": ("mobile_sam", False),
+    "TinyViT-5M, fused": ("mobile_sam", True),
+    "RepViT-M2.3": ("repvit_sam", False),
+    "RepViT-M2.3, fused": ("repvit_sam", True),
+    "SAM ViT-B": ("sam_vit_b", False),
+}
+
+
+@dataclass(frozen=True)
+class EncoderCost:
+    """One row."""
+
+    seconds: float  # of one image, the median
+    parameters: int
+    macs: int  # multiply-adds of matrix products, convolutions and attention
+
+
+def measure_encoders(
+    *, image_size: int, device: str, repetitions: int, rows: tuple[str, ...] = tuple(ENCODERS)
+) -> dict[str, EncoderCost]:
+    """The costs of one image by row of `ENCODERS`, all timed in turns, weights random.
+
+    Args:
+        image_size: pixels per side; SAM's own encoder takes 1024 only.
+        device: cpu or cuda.
+        repetitions: of each; two more run before.
+        rows: which.
+
+    Raises:
+        ValueError: an unknown row, or SAM's encoder at another size.
+    """
+    if unknown := set(rows) - set(ENCODERS):
+        raise ValueError(f"{', '.join(sorted(unknown))}: choose from {', '.join(ENCODERS)}")
+    if image_size != 1024 and "SAM ViT-B" in rows:
+        raise ValueError(f"image_size={image_size}: the position tables of SAM ViT-B are for 1024, leave it out")
+    image = torch.randn(1, 3, image_size, image_size, device=device)
+    networks = {row: build_encoder(*ENCODERS[row]).to(device) for row in rows}
+
+    @torch.no_grad()
+    def look(network: nn.Module) -> None:
+        with fastest_attention(device):
+            network(image)
+
+    seconds = interleave({row: partial(look, network) for row, network in networks.items()}, repetitions, device)
+    return {
+        row: EncoderCost(
+            statistics.median(seconds[row]),
+            sum(parameter.numel() for parameter in network.parameters()),
+            count_macs(network, image_size),
+        )
+        for row, network in networks.items()
+    }
+
+
+def build_encoder(name: str, fused: bool) -> nn.Module:
+    """An image encoder with random weights, in evaluation mode."""
+    encoder = build_image_encoder(name).eval()
+    return fuse_branches(encoder) if fused else encoder
+
+
+@torch.no_grad()
+def count_macs(network: nn.Module, image_size: int) -> int:
+    """Multiply-adds of one image."""
+    parameter = next(network.parameters())
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, image_size, image_size, dtype=parameter.dtype, device=parameter.device))
+    return counter.get_total_flops() // 2
+
+
+def print_encoders(*, image_size: int, device: str, repetitions: int, rows: tuple[str, ...] = tuple(ENCODERS)) -> None:
+    """The table of `measure_encoders`."""
+    costs = measure_encoders(image_size=image_size, device=device, repetitions=repetitions, rows=rows)
+    print(f"{f'image encoder, {image_size} pixels':32}{'ms':>10}{'parameters':>14}{'GMAC':>10}")
+    for row, cost in costs.items():
+        print(f"{row:32}{1000 * cost.seconds:10,.1f}{cost.parameters / 1e6:13.2f}M{cost.macs / 1e9:10.2f}")
