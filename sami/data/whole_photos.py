@@ -177,14 +177,12 @@ def open_val_source(where: Any) -> MaskSource | Source:
         ValueError: see there.
     """
     if isinstance(where, str) and Path(where).is_dir():
-        masks = next(Path(where).rglob("*.json"), None) is not None
-    elif str(where).endswith(".json") or isinstance(where, Mapping):
-        masks = True
-    else:
+        return open_mask_source(where) if next(Path(where).rglob("*.json"), None) else open_source(where)
+    if ".tar" in str(where):
         shards = ShardSource(where)
         masks = any("json" in load_index(path).extensions for path in shards.paths)
         return Sa1bShards(where) if masks else shards
-    return open_mask_source(where) if masks else open_source(where)
+    return open_mask_source(where)
 
 
 def whole_sample(folder: str, *, num_train: int, num_val: int, **options: Any) -> WholePhotoData:

@@ -68,7 +68,9 @@ class DistillPictures(pl.Callback):
         for who, features in maps.items():
             colors = pca_colors(target, features.flatten(2).transpose(1, 2))[1]  # [B, N, 3]
             columns[who] = enlarge(colors.cpu(), (gh, gw), (side, side)).permute(0, 3, 1, 2)
-            masks = found[who].get("teacher_box", found[who]["teacher_point"]).float()
-            masks = mask_ops.enlarge(masks, (side, side)) > 0.5
+            masks = found[who]["teacher_point"]  # [B, Q, h, w]
+            if "teacher_box" in found[who]:
+                masks = found[who]["teacher_box"] & batch["valid"][..., None, None]
+            masks = mask_ops.enlarge(masks.float(), (side, side)) > 0.5
             columns[f"{who}'s masks"] = paint(photo, masks.cpu())
         return draw_sheet(list(columns.values()), tuple(columns))
