@@ -39,7 +39,7 @@ def distill(cfg: DictConfig) -> None:
     contract = flatten(cfg, without=FREE_HERE)
     contract |= {"photos": data.train_source.fingerprint, "teacher weights": method.teacher.fingerprint}
     contract |= {"decoder_checkpoint": file_digest(cfg.decoder_checkpoint)}
-    contract |= {f"init.{name}": file_digest(file) for name, file in cfg.init.items()}
+    contract |= {f"init.{name}": file_digest(file) for name, file in (cfg.init or {}).items()}
     if isinstance(method.teacher, CachedTeacher):
         say(f"targets of {method.teacher.description}")
     recipe = {name: str(value) for name, value in contract.items() if name.startswith(("method.", "teacher"))}

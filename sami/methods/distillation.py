@@ -70,7 +70,7 @@ class Distillation(pl.LightningModule):
         iou_weight: float,
         weight_decay: float,
         betas: tuple[float, float],
-        lr_factors: Mapping[str, float],
+        lr_factors: Mapping[str, float] | None,
         checkpoint_activations: bool,
     ) -> None:
         super().__init__()
@@ -81,9 +81,10 @@ class Distillation(pl.LightningModule):
         if loss_distance not in ("mse", "cosine", "standardized_mse"):
             raise ValueError(f"loss_distance={loss_distance!r}: choose mse, cosine or standardized_mse")
         self.students, judge = start(teacher)
+        lr_factors = dict(lr_factors or {})
         unknown = set(lr_factors) - set(self.students)
         if unknown:
-            raise ValueError(f"lr_factors={dict(lr_factors)}: the students are {', '.join(self.students)}")
+            raise ValueError(f"lr_factors={lr_factors}: the students are {', '.join(self.students)}")
         if mask_weight and not protocol.multimask and not judge.prompt_encoder.takes_masks:
             raise ValueError(f"{type(protocol).__name__} does not suit this teacher's decoder: use protocol=points")
         self.parts = ("image_encoder", "prompt_encoder", "mask_decoder") if train_decoder else ("image_encoder",)
@@ -95,7 +96,7 @@ class Distillation(pl.LightningModule):
         self.protocol, self.loss_distance = protocol, loss_distance
         self.feature_weight, self.mask_weight = feature_weight, mask_weight
         self.mask_loss_weights = {"focal_weight": focal_weight, "dice_weight": dice_weight, "iou_weight": iou_weight}
-        self.weight_decay, self.betas, self.lr_factors = weight_decay, tuple(betas), dict(lr_factors)
+        self.weight_decay, self.betas, self.lr_factors = weight_decay, tuple(betas), lr_factors
         self.clock = StageClock()
         self.recent: list[Tensor] = []
         self.scores: dict[str, SetScores] = {}

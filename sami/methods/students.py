@@ -30,7 +30,7 @@ def start_students(
     teacher: Teacher,
     *,
     names: Sequence[str],
-    init: Mapping[str, str],
+    init: Mapping[str, str] | None,
     decoder_checkpoint: str | None,
     image_size: int,
     preprocess: str,
@@ -53,6 +53,7 @@ def start_students(
         ValueError: an unknown student, one that is asked for twice, or none; an `init` for a student that is not
             there; a teacher whose maps are no image embeddings; or see `start_segmenter` and `load_decoder`.
     """
+    init = init or {}
     if not names or len(set(names)) < len(names) or not set(init) <= set(names):
         raise ValueError(f"students={list(names)}, init={dict(init)}: name each student once, and only those in init")
     unknown = [name for name in names if not (name in STUDENTS or name in MODELS or name.startswith(TIMM))]
