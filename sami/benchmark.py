@@ -3,6 +3,7 @@
     python -m sami.benchmark
     python -m sami.benchmark model=vit_t batch_size=64 precision=bf16 teacher=sam_vit_h
     python -m sami.benchmark stage=segmenter    # EfficientSAM's encoder and decoder, and a step of fine-tuning
+    python -m sami.benchmark stage=encoders     # latency, parameters and multiply-adds of image encoders at 1024
 
 All rows run in turns in one process, so ratios hold on a busy machine too. Share of the matmul rate: operations of
 the forward and backward pass (see `StudentStep.count_flops`) per second of the whole step, over the rate of one large
@@ -23,6 +24,7 @@ from sami.data.stream import ViewLoader
 from sami.data.transforms import normalize
 from sami.data.views import PositionSampler
 from sami.entry import explain_errors, keep_freed_memory
+from sami.methods.encoder_latency import print_encoders
 from sami.methods.loading_speed import DrawnPhotos, Loading, PillowLoading
 from sami.methods.segmenter_speed import print_memory, print_speed
 from sami.methods.speed import (
@@ -42,12 +44,14 @@ from sami.targets.speed import CachedBatches, write_drawn
 def main(cfg: DictConfig) -> None:
     """Hydra's door to `benchmark`."""
     with explain_errors(), TemporaryDirectory(prefix="sami-benchmark-") as folder:
-        if cfg.stage == "segmenter":
-            benchmark_segmenter(cfg)
-        elif cfg.stage == "pretraining":
+        if cfg.stage == "pretraining":
             benchmark(cfg, Path(folder))
+        elif cfg.stage == "segmenter":
+            benchmark_segmenter(cfg)
+        elif cfg.stage == "encoders":
+            print_encoders(choose_machine(cfg), image_size=cfg.segmenter.image_size, repetitions=cfg.steps)
         else:
-            raise ValueError(f"stage={cfg.stage}: choose pretraining or segmenter")
+            raise ValueError(f"stage={cfg.stage}: choose pretraining, segmenter or encoders")
 
 
 def choose_device(cfg: DictConfig) -> str:
@@ -55,11 +59,15 @@ def choose_device(cfg: DictConfig) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
 
 
+def choose_machine(cfg: DictConfig) -> Machine:
+    """Precision, device and threads."""
+    threads = cfg.threads or torch.get_num_threads()
+    return Machine(precision=str(cfg.precision), device=choose_device(cfg), threads=threads)
+
+
 def benchmark_segmenter(cfg: DictConfig) -> None:
     """Measures and prints the segmenter's tables, then counts a step's memory."""
-    machine = Machine(
-        precision=str(cfg.precision), device=choose_device(cfg), threads=cfg.threads or torch.get_num_threads()
-    )
+    machine = choose_machine(cfg)
     print_speed(machine, keep_freed_memory, **cfg.segmenter, repetitions=cfg.steps)
     print_memory(cfg.step, precision=machine.precision)
 

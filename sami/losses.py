@@ -40,6 +40,34 @@ def feature_loss(prediction: Tensor, target: Tensor, split: MaskSplit, *, distan
     raise ValueError(f"loss_distance={distance!r}: choose mse or cosine")
 
 
+def counted_feature_loss(
+    prediction: Tensor, target: Tensor, counted: Tensor, *, distance: str, std: Tensor | None = None
+) -> Tensor:
+    """Mean distance over the tokens that count: of each image, then over images, whichever share a device.
+
+    "mse" is what MobileSAM minimises (arXiv:2306.14289, Sec. 3.3), but for the padding, which is left out here.
+
+    Args:
+        prediction, target: [B, N, E].
+        counted: [B, N] bool; an image without any counts as zero.
+        distance: "mse", "cosine" for 1 - cosine similarity of each token, or "standardized_mse", in units of `std`.
+        std: [E] deviation of each channel of the target.
+
+    Raises:
+        ValueError: unknown `distance`.
+    """
+    # where, since what does not count may hold anything, and the gradient of 0 * inf is not 0
+    prediction, target = (torch.where(counted.unsqueeze(-1), part.float(), 0.0) for part in (prediction, target))
+    if distance == "cosine":
+        distances = 1 - F.cosine_similarity(prediction, target, dim=-1)  # [B, N]
+    elif distance in ("mse", "standardized_mse"):
+        difference = prediction - target
+        distances = (difference / std if distance == "standardized_mse" else difference).square().mean(dim=-1)
+    else:
+        raise ValueError(f"loss_distance={distance!r}: choose mse, cosine or standardized_mse")
+    return ((distances * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)).mean()
+
+
 class MaskLoss(NamedTuple):
     """The loss of predicted masks and its parts, each a mean over images of the mean over their objects."""
 

@@ -22,6 +22,10 @@ FINETUNE_CHOICES = {  # of groups that both stages have
     *("data=masked_sample", "data=sa1b", "data=coco", "method=efficient_sam", "callbacks=finetune"),
     *("schedule=builtin_finetune", "schedule=paper_finetune"),
 }
+DISTILL_CHOICES = {
+    *("data=whole_sample", "data=whole_photos", "teacher=segmenter", "method=distillation", "callbacks=distill"),
+    *("schedule=builtin_distill", "schedule=paper_distill"),
+}
 SHARDS = "data.train=shards"
 DATA = {"vit_t_small": "data.root=photos"}  # what an experiment needs besides its name, where it is not shards
 
@@ -57,7 +61,7 @@ def check_signatures(cfg: DictConfig) -> None:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiments_compose(experiment: str) -> None:
-    entry = "finetune" if experiment.startswith("finetune/") else "pretrain"
+    entry = experiment.rpartition("/")[0] or "pretrain"
     cfg = compose_config([f"+experiment={experiment}", DATA.get(experiment, SHARDS)], name=entry)
     check_signatures(cfg)
     assert cfg.name == experiment.replace("/", "_") and cfg.notice is None
@@ -66,7 +70,8 @@ def test_experiments_compose(experiment: str) -> None:
 @pytest.mark.parametrize("choice", GROUPS)
 def test_every_choice_of_every_group_composes(choice: str) -> None:
     finetune = choice in FINETUNE_CHOICES or choice.partition("=")[0] in FINETUNE_GROUPS
-    check_signatures(compose_config([choice], name="finetune" if finetune else "pretrain"))
+    entry = "finetune" if finetune else "distill" if choice in DISTILL_CHOICES else "pretrain"
+    check_signatures(compose_config([choice], name=entry))
 
 
 def test_the_papers_recipe() -> None:
@@ -90,6 +95,16 @@ def test_the_papers_recipe_of_fine_tuning() -> None:
     assert 1 + cfg.protocol.num_clicks + cfg.protocol.num_repeats == 11
     assert (cfg.protocol.box_noise, cfg.protocol.max_box_noise * 1024) == (0.1, 20)
     assert (cfg.data.max_area, cfg.data.flip, cfg.data.mask_size) == (0.9, 0, None)
+
+
+def test_the_papers_recipe_of_distillation() -> None:
+    """arXiv:2306.14289, Sec. 4.1 and Table 4: 8 epochs, batch 8, MSE on the embedding of 1024 pixels, no more."""
+    for student in ("tiny_vit_5m", "repvit_m2_3", "repvit_m1_1", "vit_t", "vit_s"):
+        cfg = compose_config([f"+experiment=distill/{student}", SHARDS, "teacher.path=cache"], name="distill")
+        assert (cfg.schedule.epochs, cfg.schedule.global_batch_size, list(cfg.students)) == (8, 8, [student])
+        assert (cfg.model.image_size, cfg.model.preprocess, cfg.data.cache) == (1024, "pad", "cache")
+        assert (cfg.method.loss_distance, cfg.method.feature_weight, cfg.method.mask_weight) == ("mse", 1, 0)
+        assert OmegaConf.is_missing(cfg, "decoder_checkpoint")
 
 
 def test_misspelt_key_and_missing_plus() -> None:

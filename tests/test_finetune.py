@@ -175,8 +175,8 @@ def test_the_backbone_of_a_pretraining_run_and_another_models_decoder(tmp_path: 
         start_segmenter(name="efficient_sam_vitt", **files, **{**options, "checkpoint": "x"})
     with pytest.raises(ValueError, match="1024 for sam_vit_b"):
         start_segmenter(name="sam_vit_b", backbone=None, decoder_checkpoint=None, **{**options, "preprocess": "pad"})
-    with pytest.raises(ValueError, match="plain ViTs"):
-        start_segmenter(name="mobile_sam", backbone="x", decoder_checkpoint=None, **options)
+    with pytest.raises(ValueError, match="missing: patch_embed"):
+        start_segmenter(name="mobile_sam", backbone=str(tmp_path / "vit.pth"), decoder_checkpoint=None, **options)
 
 
 def test_the_built_in_sample_has_masks(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from sami.data.views import PADDING
 from sami.ops.frames import Frame
 from sami.ops.rle import decode_mask, mask_cells
 
+LONGEST_SIDE = 1024  # pixels; a larger photo is compared on a grid of this size: one of SA-1B costs a fifth then
+
 
 class PhotoObjects:
     """The objects of one photo, decoded a few at a time: hundreds of masks of a large photo do not fit in memory.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from sami.data.photo_objects import PhotoObjects
+from sami.data.photo_objects import LONGEST_SIDE, PhotoObjects
 from sami.methods.prompting import Decode, most_confident
 from sami.metrics.mask_iou import BestDiscIoU, PromptedIoU
 from sami.ops.frames import Frame
@@ -27,7 +27,6 @@ KINDS = (
     *(f"uniform_{number}" for number in NUM_CLICKS),
     "filled_box",
 )
-LONGEST_SIDE = 1024  # pixels; a larger photo is compared on a grid of this size: one of SA-1B costs a fifth then
 MASK_PIXELS = 2**24  # of full-size logits at a time
 
 

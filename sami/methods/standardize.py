@@ -10,9 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sami.data.transforms import normalize
+from sami.data.whole_views import content_cells
 
 if TYPE_CHECKING:
     from sami.data.photos import PhotoData
+    from sami.data.whole_photos import WholePhotoData
     from sami.models.teachers import Teacher
 
 
@@ -49,8 +51,8 @@ class ChannelStatistics(nn.Module):
         positions = list(range(min(self.num_photos, data.epoch_size)))[rank::world_size]
         for start in range(0, len(positions), data.batch_size):
             batch = views.__getitems__(positions[start : start + data.batch_size])
-            batch = {"image": normalize(batch["image"].to(device)), "position": batch["position"].to(device)}
-            tokens = teacher(batch).flatten(0, 1).double()  # [B*N, E]
+            batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+            tokens = self.tokens(data, teacher, batch).double()  # [n, E]
             count = torch.tensor([len(tokens)], dtype=torch.float64, device=device)
             sums += torch.cat([tokens.sum(0), tokens.square().sum(0), count])
         if world_size > 1:
@@ -58,6 +60,10 @@ class ChannelStatistics(nn.Module):
         total, squares = sums[:-1].chunk(2)
         count = sums[-1]
         self.set(total / count, squares / count - (total / count).square(), int(count))
+
+    def tokens(self, data: "PhotoData", teacher: "Teacher", batch: dict[str, Tensor]) -> Tensor:
+        """The teacher's tokens of a batch that count, [n, E]."""
+        return teacher({**batch, "image": normalize(batch["image"])}).flatten(0, 1)
 
     def set(self, mean: Tensor, variance: Tensor, num_tokens: int) -> None:
         """Takes these statistics, [E] each."""
@@ -68,3 +74,12 @@ class ChannelStatistics(nn.Module):
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """A linear layer [E, D], [E] that predicts standardised features -> one that predicts them as they were."""
         return weight * self.std[:, None], bias * self.std + self.mean
+
+
+class ContentStatistics(ChannelStatistics):
+    """Those of whole photos in a square: tokens of padding do not count."""
+
+    def tokens(self, data: "WholePhotoData", teacher: "Teacher", batch: dict[str, Tensor]) -> Tensor:
+        target = teacher(data.on_after_batch_transfer(batch, 0))  # [B, N, E]
+        side = batch["image"].shape[-1] // teacher.patch_size
+        return target[content_cells(batch["input_size"], batch["image"].shape[-1], (side, side))]

@@ -4,28 +4,34 @@ build_sam("efficient_sam_vits", checkpoint="efficient_sam_vits.pt")
 """
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
+import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from sami.models.checkpoints import load_state_dict_file, load_strictly
+from sami.models.checkpoints import download, load_state_dict_file, load_strictly
 from sami.models.efficient_vit import PRETRAINED_GRID, EfficientViT
-from sami.models.image_encoders import MobileViT, build_sam_vit
+from sami.models.image_encoders import MobileViT, RepViT, build_sam_vit, fuse_branches
 from sami.models.sam import Sam
-from sami.models.sam_checkpoints import decoder_only, to_ours, vit_to_efficient_vit
+from sami.models.sam_checkpoints import backbone_only, decoder_only, to_ours, vit_to_efficient_vit
+from sami.models.timm_encoder import TimmEncoder
 
-MODELS = {  # name: preprocess, decoder as released
+MODELS = {  # name: preprocess, decoder as released; besides, timm/NAME has any timm backbone
     "sam_vit_b": ("pad", "sam"),
     "sam_vit_l": ("pad", "sam"),
     "sam_vit_h": ("pad", "sam"),
     "mobile_sam": ("pad", "sam"),
+    "repvit_sam": ("pad", "sam"),
+    "repvit_sam_m1_1": ("pad", "sam"),  # never released; a smaller RepViT
     "efficient_sam_vitt": ("squash", "efficient_sam"),
     "efficient_sam_vits": ("squash", "efficient_sam"),
     "efficient_sam_vitb": ("squash", "efficient_sam"),  # never released; the paper's Table 2 has the encoder
 }
+TIMM = "timm/"  # begins the names of segmenters with a timm backbone
 EFFICIENT_SIZES = {"t": "tiny", "s": "small", "b": "base"}
 OPTIONS = ("name", "image_size", "preprocess", "decoder")  # what a file of `save_sam` says of its model
 
@@ -38,14 +44,17 @@ def build_sam(
     preprocess: str | None = None,
     decoder: str | None = None,
     drop_path: float = 0.0,
+    fused: bool = False,
 ) -> Sam:
     """A segmenter in eval mode, on the CPU.
 
     Args:
-        name: one of `MODELS`. A file of `save_sam` knows its own.
+        name: one of `MODELS`, or "timm/resnet18" for any timm backbone, see `TimmEncoder`. A file of `save_sam` knows
+            its own.
         checkpoint: a released file under its original names, or one of `save_sam`. None: random weights.
         image_size, preprocess, decoder: see `Sam`. None: as the file says, or as the model was released (1024).
-        drop_path: in training, chance to leave out the image encoder's last block.
+        drop_path: in training, chance to leave out the image encoder's last block; RepViT has none.
+        fused: faster convolutions for prediction alone, see `fuse_branches`.
 
     Raises:
         ValueError: unknown or contradicting choices, or the file is missing, damaged, of another model, or would run
@@ -57,39 +66,71 @@ def build_sam(
         if None not in (value, described.get(option)) and value != described[option]:
             raise ValueError(f"{checkpoint} was saved with {option}={described[option]}, not {value}")
     options = {**described, **{option: value for option, value in asked.items() if value is not None}}
-    if options.get("name") not in MODELS:
-        given = f"name={options['name']!r}" if "name" in options else "no name given"
-        raise ValueError(f"{given}: choose one of {', '.join(MODELS)}")
-    defaults = dict(zip(OPTIONS[1:], (1024, *MODELS[options["name"]]), strict=True))
-    options = {**defaults, **options}
-    if checkpoint is None:
-        return Sam(build_image_encoder(options["name"], drop_path=drop_path), **options).eval()
-    state_dict = to_ours(load_state_dict_file(checkpoint))
+    name = options.get("name")
+    if name not in MODELS and not str(name).startswith(TIMM):
+        given = "no name given" if name is None else f"name={name!r}"
+        raise ValueError(f"{given}: choose one of {', '.join(MODELS)}, or {TIMM} and a name of timm's")
+    options = dict(zip(OPTIONS[1:], (1024, *MODELS.get(name, ("pad", "sam"))), strict=True)) | options
     # SAM's encoders are up to 2.5 GB: never allocated besides the file's own pages
-    with torch.device("meta" if options["name"].startswith("sam_") else "cpu"):
-        sam = Sam(build_image_encoder(options["name"], drop_path=drop_path), **options)
-    load_strictly(sam, state_dict, source=str(checkpoint))
+    with torch.device("meta") if checkpoint and name.startswith("sam_") else nullcontext():
+        encoder = build_image_encoder(name, image_size=options["image_size"], drop_path=drop_path)
+        sam = Sam(encoder, **options)
+    if checkpoint is not None:
+        load_strictly(sam, to_ours(load_state_dict_file(checkpoint)), source=str(checkpoint))
+    if fused:
+        fuse_branches(sam.eval().image_encoder)
     return sam.eval()
 
 
-def build_image_encoder(name: str, *, drop_path: float = 0.0) -> nn.Module:
-    """[B, 3, H, W] -> [B, 256, H/16, W/16]; `name` one of `MODELS`."""
+def build_image_encoder(name: str, *, image_size: int = 1024, drop_path: float = 0.0) -> nn.Module:
+    """[B, 3, H, W] -> [B, 256, H/16, W/16]; arguments as of `build_sam`."""
     if name.startswith("sam_"):
         return build_sam_vit(name, drop_path=drop_path)
+    if name.startswith(TIMM):
+        return TimmEncoder(name.removeprefix(TIMM), image_size=image_size, drop_path=drop_path)
     if name == "mobile_sam":
         return MobileViT(drop_path=drop_path)
+    if name.startswith("repvit_sam"):
+        return RepViT(f"repvit{name.removeprefix('repvit_sam') or '_m2_3'}")
     return EfficientViT(EFFICIENT_SIZES[name[-1]], drop_path=drop_path)
 
 
-def load_backbone(encoder: EfficientViT, checkpoint: str | Path) -> None:
-    """A plain ViT pretrained by SAMI, MAE or timm into the image encoder; the neck stays as it is.
+PRETRAINED = {"tiny": "vit_tiny_patch16_224", "small": "vit_small_patch16_224", "base": "vit_base_patch16_224"}
+
+
+def load_backbone(encoder: nn.Module, source: str | Path) -> None:
+    """A pretrained backbone into the image encoder; the neck stays as it is.
+
+    Args:
+        encoder: of any segmenter but SAM itself.
+        source: a file with timm's names: for `EfficientViT` a plain ViT of SAMI, MAE or timm, for the others timm's
+            model of that name. What the encoder has no place for, such as a classifier, is left out. "hub": timm's
+            download, pretrained on ImageNet.
 
     Raises:
-        ValueError: the file is missing, damaged or of another network; the message names what does not fit.
+        ValueError: the file is missing, damaged or of another network; the message names what does not fit. Or an
+            encoder of SAM, which has no backbone apart from it.
+        ConnectionError: the download failed.
     """
-    state_dict = vit_to_efficient_vit(load_state_dict_file(checkpoint), PRETRAINED_GRID)
+    if isinstance(encoder, EfficientViT):
+        name = PRETRAINED[encoder.size]
+    elif isinstance(encoder, MobileViT | RepViT | TimmEncoder):
+        name = encoder.name
+    else:
+        raise ValueError("a backbone of its own is for the other encoders: SAM's come whole, as checkpoint")
+    if source == "hub":
+        advice = f"download model.safetensors from the page timm/{name} of huggingface.co"
+        network = download(lambda: timm.create_model(name, pretrained=True), advice=advice, option="backbone")
+        state_dict = network.state_dict()
+    else:
+        state_dict = load_state_dict_file(source)
+    own = {name: value for name, value in encoder.state_dict().items() if not name.startswith("neck.")}
+    if isinstance(encoder, EfficientViT):
+        state_dict = vit_to_efficient_vit(state_dict, PRETRAINED_GRID)
+    else:
+        state_dict = backbone_only(state_dict, own)
     neck = {f"neck.{name}": value for name, value in encoder.neck.state_dict().items()}
-    load_strictly(encoder, {**state_dict, **neck}, source=str(checkpoint))
+    load_strictly(encoder, {**state_dict, **neck}, source=str(source))
 
 
 def load_decoder(sam: Sam, checkpoint: str | Path) -> None:
@@ -103,7 +144,13 @@ def load_decoder(sam: Sam, checkpoint: str | Path) -> None:
 
 
 def save_sam(sam: Sam, path: str | Path) -> None:
-    """All weights, and what `build_sam` needs to know, in one .safetensors file."""
+    """All weights, and what `build_sam` needs to know, in one .safetensors file.
+
+    Raises:
+        ValueError: the model was fused.
+    """
+    if getattr(sam.image_encoder, "fused", False):
+        raise ValueError("a fused model cannot be saved: save it before, and build it with fused=True")
     description = {option: getattr(sam, option) for option in OPTIONS}
     tensors = {name: value.detach().cpu().contiguous() for name, value in sam.state_dict().items()}
     save_file(tensors, path, metadata={"sam": json.dumps(description)})

@@ -103,8 +103,12 @@ def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], *, source
     module.load_state_dict(state_dict, assign=on_meta)
 
 
-def download(build: Callable[[], nn.Module], *, advice: str) -> nn.Module:
+def download(build: Callable[[], nn.Module], *, advice: str, option: str = "teacher.weights") -> nn.Module:
     """What `build` returns; whatever stops its download becomes one error that says what to do instead.
+
+    Args:
+        advice: what to fetch by hand.
+        option: of the configuration, that was "hub" and can be a path.
 
     Raises:
         ConnectionError: the weights could not be fetched.
@@ -114,8 +118,8 @@ def download(build: Callable[[], nn.Module], *, advice: str) -> nn.Module:
     except Exception as error:  # timm, huggingface_hub and their HTTP clients each raise their own
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ConnectionError(
-            f"teacher.weights=hub: the weights could not be downloaded ({reason}). Without network access, {advice}, "
-            f"and set teacher.weights to the path of that file"
+            f"{option}=hub: the weights could not be downloaded ({reason}). Without network access, {advice}, "
+            f"and set {option} to the path of that file"
         ) from error
 
 

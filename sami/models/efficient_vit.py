@@ -95,6 +95,7 @@ class EfficientViT(nn.Module):
         super().__init__()
         if size not in SIZES:
             raise ValueError(f"size={size!r}: choose one of {', '.join(SIZES)}")
+        self.size = size
         width, num_heads = SIZES[size]
         self.checkpoint = False
         self.patch_embed = PatchEmbed(width)

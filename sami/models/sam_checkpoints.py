@@ -5,7 +5,7 @@ Ours are SAM's own names for prompt encoder and mask decoder, and timm's for ima
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +19,8 @@ def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return sam_to_ours(state_dict)
     if any(name.startswith("image_encoder.patch_embed.seq.") for name in state_dict):
         return mobile_sam_to_ours(state_dict)
+    if any(name.startswith("image_encoder.features.") for name in state_dict):
+        return repvit_sam_to_ours(state_dict)
     if "prompt_encoder.invalid_points.weight" in state_dict:
         return efficient_sam_to_ours(state_dict)
     return dict(state_dict)
@@ -45,6 +47,47 @@ def mobile_name(name: str) -> str:
     name = name.replace("patch_embed.seq.2.", "patch_embed.conv2.")
     name = re.sub(r"layers\.(\d)\.downsample", lambda found: f"stages.{int(found[1]) + 1}.downsample", name)
     return name.replace("image_encoder.layers.", "image_encoder.stages.")
+
+
+REPVIT_BLOCK = (  # within a block, and within one that halves the grid: beginning of a name, what it becomes
+    {"token_mixer.0.": "token_mixer.", "token_mixer.1.": "se.", "channel_mixer.m.": "channel_mixer."},
+    {"token_mixer.0.": "spatial_downsample.", "token_mixer.2.": "channel_downsample.", "channel_mixer.m.": "ffn."},
+)
+
+
+def repvit_sam_to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """RepViT-SAM (`repvit_sam.pt`), which numbers its blocks through; in timm they belong to stages.
+
+    A stage begins with a block that halves the grid, and timm counts the block before that one to it.
+    """
+    prefix = "image_encoder.features."
+    numbers = sorted({int(name.split(".")[2]) for name in state_dict if name.startswith(prefix)})
+    halving = {number for number in numbers if f"{prefix}{number}.token_mixer.2.c.weight" in state_dict}
+    places, stage, block = {0: "stem."}, 0, 0
+    for number in numbers[1:]:
+        if number in halving:
+            places[number] = f"stages.{stage}.downsample."
+        elif number + 1 in halving:
+            stage, block = stage + 1, 0
+            places[number] = f"stages.{stage}.downsample.pre_block."
+        else:
+            places[number] = f"stages.{stage}.blocks.{block}."
+            block += 1
+
+    def rename(name: str) -> str:
+        if not name.startswith(prefix):
+            return name
+        number, _, rest = name.removeprefix(prefix).partition(".")
+        for begin, new in REPVIT_BLOCK[int(number) in halving].items():
+            if rest.startswith(begin):
+                rest = new + rest.removeprefix(begin)
+                break
+        # two convolutions, and an activation between them
+        rest = re.sub(r"^(|channel_mixer\.|ffn\.)0\.", r"\1conv1.", rest)
+        rest = re.sub(r"^(|channel_mixer\.|ffn\.)2\.", r"\1conv2.", rest)
+        return f"image_encoder.{places[int(number)]}{rest}"
+
+    return {rename(name): value for name, value in state_dict.items()}
 
 
 EFFICIENT_SAM = (  # pattern of a name, what it becomes; the first that matches
@@ -77,6 +120,19 @@ def efficient_name(name: str) -> str:
 def decoder_only(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Ours -> prompt encoder and mask decoder alone."""
     return {name: value for name, value in state_dict.items() if name.startswith(("prompt_encoder.", "mask_decoder."))}
+
+
+def backbone_only(state_dict: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """A timm model -> its entries for these names of an image encoder made of it, as far as there are any.
+
+    timm's networks without classifier have "stages_0" for "stages.0", or the model's names behind "model.".
+    """
+
+    def plain(name: str) -> str:
+        return name.removeprefix("backbone.").removeprefix("model.").replace(".", "_")
+
+    found = {plain(name): value for name, value in state_dict.items()}
+    return {name: found[plain(name)] for name in names if plain(name) in found}
 
 
 def vit_to_efficient_vit(state_dict: Mapping[str, Tensor], grid_size: tuple[int, int]) -> dict[str, Tensor]:

@@ -78,7 +78,9 @@ def test_efficient_sam(tmp_path):
     assert_equal(logits[0][..., ::32, ::32], golden["masks"][0])
 
 
-@pytest.mark.parametrize("name", ["sam_vit_b", "sam_vit_h", "mobile_sam", "efficient_sam_vitt", "efficient_sam_vits"])
+@pytest.mark.parametrize(
+    "name", ["sam_vit_b", "sam_vit_h", "mobile_sam", "repvit_sam", "efficient_sam_vitt", "efficient_sam_vits"]
+)
 def test_released_names_and_shapes(name):
     with torch.device("meta"):
         released = {key: torch.empty(shape) for key, shape in shapes_of(name).items()}

@@ -1,0 +1,78 @@
+"""What the teacher and its students see in a photo, as one picture per validation set and validation.
+
+B images   N tokens   E channels   Q prompts per image   S pixels per side
+"""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor
+
+from sami.data.transforms import denormalize
+from sami.data.whole_file import whole_file
+from sami.methods.distill_validation import answers_to_all, decode_with, shown_only, to_map
+from sami.methods.mask_pictures import draw_sheet, paint
+from sami.methods.pictures import enlarge, pca_colors
+from sami.ops import masks as mask_ops
+
+
+class DistillPictures(pl.Callback):
+    """Draws photo, the teacher's map and masks, and those of each student: colours of one basis, equal prompts.
+
+    Masks are asked for by the boxes of the true ones where there are such, else by points anywhere in the photo.
+
+    Args:
+        folder: where `step_00001234.png` goes, with the set's name in front where there are several.
+        num_images: rows, spread over the validation set.
+        num_masks: that are drawn of each photo; more would hide each other.
+    """
+
+    def __init__(self, folder: str, *, num_images: int, num_masks: int) -> None:
+        self.folder, self.num_images, self.num_masks = Path(folder), num_images, num_masks
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        for name in trainer.datamodule.val_sources:
+            sheet = self.draw(trainer, pl_module, name)
+            if sheet is None:
+                continue
+            place = f"{name}_step" if name else "step"
+            with whole_file(self.folder / f"{place}_{trainer.global_step:08d}.png") as file:
+                sheet.save(file, "PNG")
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"maps/{name}" if name else "maps", [sheet], step=trainer.global_step)
+
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> Image.Image | None:
+        """The picture of one validation set; None without a photo, or where the cache holds nothing of it."""
+        batch = trainer.datamodule.spread_val_batch(name, self.num_images)
+        if not batch["shown"].any() or not trainer.datamodule.knows_teacher(name):
+            return None
+        batch = {key: value for key, value in shown_only(batch).items() if isinstance(value, Tensor)}
+        batch = {key: value.to(pl_module.device) for key, value in batch.items()}
+        batch |= {key: batch[key][:, : self.num_masks] for key in ("box", "valid", "place_noise")}
+        side, photo = pl_module.judge.image_size, denormalize(batch["image"]).cpu()
+        with trainer.precision_plugin.val_step_context():
+            target = pl_module.lesson(batch).target.float()  # [B, N, E]
+            gh = gw = side // pl_module.teacher.patch_size
+            maps = {"teacher": to_map(target, (gh, gw))}
+            maps |= {label: student.embed(batch["image"]).float() for label, student in pl_module.students.items()}
+            models = {"teacher": pl_module.judge, **pl_module.students}
+            found = {who: answers_to_all(decode_with(models[who], maps[who]), batch, side) for who in maps}
+        columns = {"photo": photo}
+        for who, features in maps.items():
+            colors = pca_colors(target, features.flatten(2).transpose(1, 2))[1]  # [B, N, 3]
+            columns[who] = enlarge(colors.cpu(), (gh, gw), (side, side)).permute(0, 3, 1, 2)
+            masks = found[who]["teacher_point"]  # [B, Q, h, w]
+            if "teacher_box" in found[who]:
+                masks = found[who]["teacher_box"] & batch["valid"][..., None, None]
+            masks = mask_ops.enlarge(masks.float(), (side, side)) > 0.5
+            masks = masks.cpu()
+            columns[f"{who}'s masks"] = torch.stack([paint(*pair) for pair in zip(photo, masks, strict=True)])
+        rows = [[column[row] for column in columns.values()] for row in range(len(photo))]
+        return draw_sheet(rows, tuple(columns))

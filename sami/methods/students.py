@@ -1,0 +1,113 @@
+"""What distillation starts from, students with the teacher's decoder, and what it leaves behind."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from sami.methods.progress import say
+from sami.methods.segmenter import start_segmenter, write_segmenter
+from sami.models.build import MODELS, TIMM, load_decoder
+from sami.models.checkpoints import build_random
+from sami.models.neck import EMBEDDING_WIDTH
+from sami.models.sam import Sam
+from sami.models.segmenter_teacher import SegmenterTeacher
+from sami.models.teachers import Teacher
+
+STUDENTS = {  # name: segmenter
+    "tiny_vit_5m": "mobile_sam",
+    "repvit_m2_3": "repvit_sam",
+    "repvit_m1_1": "repvit_sam_m1_1",
+    "vit_t": "efficient_sam_vitt",
+    "vit_s": "efficient_sam_vits",
+    "vit_b": "efficient_sam_vitb",
+}
+
+
+def start_students(
+    teacher: Teacher,
+    *,
+    names: Sequence[str],
+    init: Mapping[str, str] | None,
+    decoder_checkpoint: str | None,
+    image_size: int,
+    preprocess: str,
+    drop_path: float,
+) -> tuple[nn.ModuleDict, Sam]:
+    """The segmenters to train, by a name that files and numbers can have, and the teacher's decoder.
+
+    Each begins with the teacher's prompt encoder and mask decoder. The decoder on its own is a `Sam` whose image
+    encoder does nothing: it takes embeddings.
+
+    Args:
+        teacher: whose maps the students will learn.
+        names: of `STUDENTS`, of `build_sam`, or "timm/NAME".
+        init: backbones by name of the student, see `load_backbone`; those without one begin at random.
+        decoder_checkpoint: the file of the teacher's whole segmenter, such as sam_vit_h_4b8939.pth. None: the decoder
+            of a `SegmenterTeacher`, else a random one.
+        image_size, preprocess, drop_path: see `build_sam`.
+
+    Raises:
+        ValueError: an unknown student, one that is asked for twice, or none; an `init` for a student that is not
+            there; a teacher whose maps are no image embeddings; or see `start_segmenter` and `load_decoder`.
+    """
+    init = init or {}
+    if not names or len(set(names)) < len(names) or not set(init) <= set(names):
+        raise ValueError(f"students={list(names)}, init={dict(init)}: name each student once, and only those in init")
+    unknown = [name for name in names if not (name in STUDENTS or name in MODELS or name.startswith(TIMM))]
+    if unknown:
+        raise ValueError(f"students={unknown}: choose from {', '.join(STUDENTS)}, or {TIMM} and a name of timm's")
+    if teacher.width != EMBEDDING_WIDTH:
+        raise ValueError(f"the teacher gives {teacher.width} channels; a segmenter's image embedding has 256")
+    judge = teacher_decoder(teacher, decoder_checkpoint, image_size=image_size, preprocess=preprocess)
+    how = {"image_size": image_size, "preprocess": preprocess, "decoder": judge.decoder, "drop_path": drop_path}
+    students = nn.ModuleDict()
+    for name in names:
+        files = {"checkpoint": None, "backbone": init.get(name), "decoder_checkpoint": None}
+        student = start_segmenter(name=STUDENTS.get(name, name), **files, **how)
+        student.prompt_encoder.load_state_dict(judge.prompt_encoder.state_dict())
+        student.mask_decoder.load_state_dict(judge.mask_decoder.state_dict())
+        students[name.replace("/", "_").replace(".", "_")] = student
+    return students, judge
+
+
+def teacher_decoder(teacher: Teacher, checkpoint: str | None, *, image_size: int, preprocess: str) -> Sam:
+    """The second half of the teacher's segmenter, frozen: embeddings and prompts in, masks out."""
+    own = teacher.sam if isinstance(teacher, SegmenterTeacher) and checkpoint is None else None
+    options = {"name": "teacher", "image_size": image_size, "preprocess": preprocess}
+
+    def build() -> Sam:
+        return Sam(nn.Identity(), **options, decoder=own.decoder if own else "sam")
+
+    with torch.no_grad():
+        judge = build_random(build, announce=None).eval().requires_grad_(False)
+    if checkpoint is not None:
+        load_decoder(judge, checkpoint)
+    elif own is not None:
+        judge.prompt_encoder.load_state_dict(own.prompt_encoder.state_dict())
+        judge.mask_decoder.load_state_dict(own.mask_decoder.state_dict())
+    else:
+        say("decoder_checkpoint=null: the decoder has random weights, and what is said of masks means nothing")
+    return judge
+
+
+class StudentsExport(pl.Callback):
+    """Writes every student with every checkpoint, a complete segmenter each; `build_sam(checkpoint=path)` loads it.
+
+    Args:
+        folder: of `segmenter.safetensors`, or `segmenter_NAME.safetensors` where there are several.
+        recipe: strings to keep in the files' headers.
+    """
+
+    def __init__(self, folder: str, *, recipe: dict[str, str]) -> None:
+        self.folder, self.recipe = Path(folder), recipe
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        if not trainer.is_global_zero:
+            return
+        header = {**self.recipe, "step": str(trainer.global_step)}
+        for name, student in pl_module.students.items():
+            file = f"segmenter_{name}.safetensors" if len(pl_module.students) > 1 else "segmenter.safetensors"
+            write_segmenter(student, self.folder / file, header=header)

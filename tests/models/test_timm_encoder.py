@@ -1,0 +1,98 @@
+"""Backbones of timm as image encoders, and pretrained weights for those and for our own."""
+
+import pytest
+import timm
+import torch
+
+from sami.models.build import build_sam, load_backbone, save_sam
+from sami.models.image_encoders import MobileViT, RepViT
+from sami.models.timm_encoder import TimmEncoder
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "test_convnext"])
+def test_maps_at_16_pixels_from_any_layout(name: str) -> None:
+    encoder = TimmEncoder(name, image_size=64).train()
+    image = torch.randn(2, 3, 64, 96)
+    for encoder.checkpoint in (False, True):
+        encoder.zero_grad()
+        embedding = encoder(image)
+        assert embedding.shape == (2, 256, 4, 6)
+        embedding.square().mean().backward()
+        assert all(parameter.grad is not None for parameter in encoder.neck.parameters())
+    with pytest.raises(ValueError, match="72x64 pixels is not a whole number"):
+        encoder(torch.randn(1, 3, 72, 64))
+
+
+def test_channels_last_and_one_size_only() -> None:
+    with torch.device("meta"):
+        encoder = TimmEncoder("swin_tiny_patch4_window7_224", image_size=256)
+        assert encoder(torch.empty(1, 3, 256, 256)).shape == (1, 256, 16, 16)
+
+
+def test_the_deep_map_reaches_the_embedding() -> None:
+    """What lies at 32 pixels is most of what a convolutional network knows."""
+    encoder = TimmEncoder("test_resnet", image_size=64).eval()
+    image = torch.randn(1, 3, 64, 64)
+    before = encoder(image)
+    with torch.no_grad():
+        encoder.neck[0].weight[:, encoder.backbone.feature_info.channels()[encoder.taken[0]] :] = 0
+    assert not torch.allclose(encoder(image), before)
+
+
+def test_unknown_names_and_unfit_models() -> None:
+    with pytest.raises(ValueError, match=r"timm/resnet19 is no timm model. Close to it: .*resnet18"):
+        build_sam("timm/resnet19")
+    with pytest.raises(ValueError, match="needed 16"):
+        build_sam("timm/vit_small_patch32_224")
+
+
+def test_its_file_describes_it(tmp_path) -> None:
+    sam = build_sam("timm/test_resnet", image_size=64)
+    save_sam(sam, tmp_path / "sam.safetensors")
+    again = build_sam(checkpoint=tmp_path / "sam.safetensors")
+    assert (again.name, again.image_size) == ("timm/test_resnet", 64)
+    torch.testing.assert_close(again.state_dict(), sam.state_dict())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_a_file_of_timm_starts_the_backbone(name: str, tmp_path) -> None:
+    network = timm.create_model(name, num_classes=7)
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    encoder = TimmEncoder(name, image_size=64)
+    neck = [value.clone() for value in encoder.neck.state_dict().values()]
+    load_backbone(encoder, tmp_path / "net.pth")
+    theirs = network.eval().forward_intermediates(torch.ones(1, 3, 64, 64), intermediates_only=True)[-1]
+    torch.testing.assert_close(encoder.eval().backbone(torch.ones(1, 3, 64, 64))[-1], theirs)
+    assert all(torch.equal(a, b) for a, b in zip(neck, encoder.neck.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("build", [MobileViT, lambda: RepViT("repvit_m1_1")])
+def test_own_encoders_start_from_timms_files(build, tmp_path) -> None:
+    encoder = build()
+    network = timm.create_model(encoder.name, num_classes=10)
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    load_backbone(encoder, tmp_path / "net.pth")
+    for name, value in network.stages.state_dict().items():
+        assert torch.equal(encoder.stages.state_dict()[name], value), name
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other.pth does not fit .* missing: "):
+        load_backbone(encoder, tmp_path / "other.pth")
+
+
+def test_sams_own_encoder_has_no_backbone(tmp_path) -> None:
+    with torch.device("meta"):
+        sam = build_sam("sam_vit_b")
+    with pytest.raises(ValueError, match="come whole"):
+        load_backbone(sam.image_encoder, tmp_path / "x.pth")
+
+
+def test_without_network_it_says_what_to_do(monkeypatch) -> None:
+    def refuse(*args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    encoder = MobileViT.__new__(MobileViT)
+    torch.nn.Module.__init__(encoder)
+    encoder.name = "tiny_vit_5m_224"
+    with pytest.raises(ConnectionError, match=r"backbone=hub.*no route.*timm/tiny_vit_5m_224"):
+        load_backbone(encoder, "hub")
