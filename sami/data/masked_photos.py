@@ -1,23 +1,15 @@
 """The data module of stages that learn from photos with masks."""
 
-import fcntl
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from sami.data.mask_sources import open_mask_source
 from sami.data.mask_views import MaskFrame, TrainMaskViews
 from sami.data.photo_objects import EvalMaskViews
-from sami.data.sample import write_sample
-from sami.data.stream import StreamData, ViewLoader
-from sami.data.transforms import normalize
+from sami.data.square_photos import SquareData, from_scenes
 
 
-class MaskData(StreamData):
-    """Photos with masks, in an order that depends on seed and position alone, see `StreamData`.
+class MaskData(SquareData):
+    """Photos with masks, in an order that depends on seed and position alone, see `SquareData`.
 
     Args:
         train: see `open_mask_source`.
@@ -57,24 +49,15 @@ class MaskData(StreamData):
         shuffle_window: int,
         val_batch_size: int,
     ) -> None:
-        if preprocess not in ("squash", "pad"):
-            raise ValueError(f"data.preprocess={preprocess!r}: choose squash or pad")
         if min(num_masks, num_val_masks, val_batch_size, image_size) < 1 or not 0 < max_area <= 1:
             raise ValueError(
                 f"image_size={image_size}, num_masks={num_masks}, num_val_masks={num_val_masks}, val_batch_size="
                 f"{val_batch_size}, max_area={max_area}: give positive numbers, and max_area in (0, 1]"
             )
         stream = {"num_workers": num_workers, "shuffle_window": shuffle_window, "val_batch_size": val_batch_size}
-        super().__init__(open_mask_source(train), seed=seed, **stream)
-        named = val if isinstance(val, Mapping) and "annotations" not in val else {"": val} if val else {}
-        self.val_sources = {name: open_mask_source(where) for name, where in named.items()}
-        self.frame = MaskFrame(image_size, mask_size or max(1, image_size // 4), preprocess, max_area)
+        frame = MaskFrame(image_size, mask_size or max(1, image_size // 4), preprocess, max_area)
+        super().__init__(open_mask_source(train), val, open_mask_source, frame=frame, seed=seed, **stream)
         self.num_masks, self.num_val_masks, self.flip = num_masks, num_val_masks, flip
-
-    @property
-    def validates(self) -> bool:
-        """Whether there are photos to validate on."""
-        return bool(self.val_sources)
 
     def train_views(self) -> TrainMaskViews:
         """The training views by position."""
@@ -85,33 +68,7 @@ class MaskData(StreamData):
         """The validation views of one set by number."""
         return EvalMaskViews(self.val_sources[name], seed=self.seed, frame=self.frame, num_masks=self.num_val_masks)
 
-    def val_dataloader(self) -> list[ViewLoader]:
-        """One loader for each set: every photo once, dealt out to the ranks."""
-        return [self.eval_loader(self.val_views(name), sum(source.counts)) for name, source in self.val_sources.items()]
-
-    def spread_val_batch(self, name: str, size: int) -> dict[str, Any]:
-        """A normalised batch of validation photos at equal distances, to look at."""
-        rows = torch.linspace(0, sum(self.val_sources[name].counts) - 1, size).long().unique().tolist()
-        return self.on_after_batch_transfer(self.val_views(name).__getitems__(rows), 0)
-
-    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Pixels travel as bytes and are normalised where they are used; padding is zero after that, as SAM has it."""
-        content = content_mask(batch["input_size"], self.frame.side)
-        return {**batch, "image": normalize(batch["image"]) * content}  # [B, 3, S, S] float
-
-
-def content_mask(input_size: Tensor, side: int) -> Tensor:
-    """[B, 2] (height, width) -> bool [B, 1, S, S], true where there is photo and no padding."""
-    place = torch.arange(side, device=input_size.device)
-    rows, columns = (place < extent[:, None] for extent in input_size.unbind(1))  # [B, S] each
-    return (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
-
 
 def masked_sample(folder: str, *, num_train: int, num_val: int, **options: Any) -> MaskData:
     """`MaskData` of the built-in scenes, which are drawn into `folder` first."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder, ".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one rank draws, the others wait for it
-        write_sample(Path(folder), num_train=num_train, num_val=num_val)
-    train, val = (sorted(map(str, Path(folder).glob(f"{split}-*.tar"))) for split in ("train", "val"))
-    return MaskData(train, val, **options)
+    return from_scenes(MaskData, folder, num_train=num_train, num_val=num_val, **options)

@@ -3,28 +3,21 @@
 B photos   S pixels per side of the model frame
 """
 
-import fcntl
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sami.data.cache_reader import SAME_IN_SPLITS, CacheReader
 from sami.data.mask_sources import MaskSource, Sa1bShards, open_mask_source
 from sami.data.mask_views import MaskFrame
-from sami.data.masked_photos import content_mask
 from sami.data.photos import open_source
-from sami.data.sample import write_sample
 from sami.data.sources import ShardSource, Source
-from sami.data.stream import StreamData, ViewLoader
+from sami.data.square_photos import SquareData, from_scenes
 from sami.data.tar_index import load_index
-from sami.data.transforms import normalize
 from sami.data.whole_views import EvalWholeViews, TrainWholeViews
 
 
-class WholePhotoData(StreamData):
-    """Whole photos, in a stream of positions, see `StreamData`.
+class WholePhotoData(SquareData):
+    """Whole photos, in a stream of positions, see `SquareData`.
 
     Args:
         train: photos: brace pattern of shards, list of such, or a folder of images. Masks beside them are not read.
@@ -59,18 +52,14 @@ class WholePhotoData(StreamData):
         cache: str | None,
         val_batch_size: int,
     ) -> None:
-        if preprocess not in ("squash", "pad"):
-            raise ValueError(f"data.preprocess={preprocess!r}: choose squash or pad")
         if min(num_prompts, num_val_masks, val_batch_size, image_size) < 1:
             raise ValueError(
                 f"image_size={image_size}, num_prompts={num_prompts}, num_val_masks={num_val_masks}, val_batch_size="
                 f"{val_batch_size}: give positive numbers"
             )
         stream = {"num_workers": num_workers, "shuffle_window": shuffle_window, "val_batch_size": val_batch_size}
-        super().__init__(open_source(train), seed=seed, **stream)
-        named = val if isinstance(val, Mapping) and "annotations" not in val else {"": val} if val else {}
-        self.val_sources = {name: open_val_source(where) for name, where in named.items()}
-        self.frame = MaskFrame(image_size, image_size, preprocess, max_area=1.0)
+        frame = MaskFrame(image_size, image_size, preprocess, max_area=1.0)
+        super().__init__(open_source(train), val, open_val_source, frame=frame, seed=seed, **stream)
         self.num_prompts, self.num_val_masks = num_prompts, num_val_masks
         self.train_cache = self.open_cache(Path(cache, "train"), self.train_source) if cache else None
         self.val_caches = {name: self.open_val_cache(cache, name) for name in self.val_sources} if cache else {}
@@ -102,11 +91,6 @@ class WholePhotoData(StreamData):
         """Whether a teacher can say something of this validation set: a cache may hold nothing of it."""
         return self.train_cache is None or self.val_caches[name] is not None
 
-    @property
-    def validates(self) -> bool:
-        """Whether there are photos to validate on."""
-        return bool(self.val_sources)
-
     def train_views(self) -> TrainWholeViews:
         """The training photos by position."""
         how = {"seed": self.seed, "frame": self.frame, "num_prompts": self.num_prompts, "cache": self.train_cache}
@@ -116,20 +100,6 @@ class WholePhotoData(StreamData):
         """The photos of one validation set by number."""
         how = {"seed": self.seed, "frame": self.frame, "num_masks": self.num_val_masks}
         return EvalWholeViews(self.val_sources[name], **how, cache=self.val_caches.get(name))
-
-    def val_dataloader(self) -> list[ViewLoader]:
-        """One loader for each set: every photo once, dealt out to the ranks."""
-        return [self.eval_loader(self.val_views(name), sum(source.counts)) for name, source in self.val_sources.items()]
-
-    def spread_val_batch(self, name: str, size: int) -> dict[str, Any]:
-        """A normalised batch of validation photos at equal distances, to look at."""
-        rows = torch.linspace(0, sum(self.val_sources[name].counts) - 1, size).long().unique().tolist()
-        return self.on_after_batch_transfer(self.val_views(name).__getitems__(rows), 0)
-
-    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Pixels travel as bytes and are normalised where they are used; padding is zero after that, as SAM has it."""
-        content = content_mask(batch["input_size"], self.frame.side)
-        return {**batch, "image": normalize(batch["image"]) * content}  # [B, 3, S, S] float
 
 
 def open_val_source(where: Any) -> MaskSource | Source:
@@ -149,9 +119,4 @@ def open_val_source(where: Any) -> MaskSource | Source:
 
 def whole_sample(folder: str, *, num_train: int, num_val: int, **options: Any) -> WholePhotoData:
     """`WholePhotoData` of the built-in scenes, which are drawn into `folder` first."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder, ".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one rank draws, the others wait for it
-        write_sample(Path(folder), num_train=num_train, num_val=num_val)
-    train, val = (sorted(map(str, Path(folder).glob(f"{split}-*.tar"))) for split in ("train", "val"))
-    return WholePhotoData(train, val, **options)
+    return from_scenes(WholePhotoData, folder, num_train=num_train, num_val=num_val, **options)

@@ -3,50 +3,25 @@
 B images   N tokens   E channels   Q prompts per image   S pixels per side
 """
 
-from pathlib import Path
-
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
 from sami.data.transforms import denormalize
-from sami.data.whole_file import whole_file
 from sami.methods.distill_validation import answers_to_all, decode_with, shown_only, to_map
-from sami.methods.mask_pictures import draw_sheet, paint
+from sami.methods.mask_pictures import ValidationPictures, draw_sheet, paint
 from sami.methods.pictures import enlarge, pca_colors
 from sami.ops import masks as mask_ops
 
 
-class DistillPictures(pl.Callback):
+class DistillPictures(ValidationPictures):
     """Draws photo, the teacher's map and masks, and those of each student: colours of one basis, equal prompts.
 
     Masks are asked for by the boxes of the true ones where there are such, else by points anywhere in the photo.
-
-    Args:
-        folder: where `step_00001234.png` goes, with the set's name in front where there are several.
-        num_images: rows, spread over the validation set.
-        num_masks: that are drawn of each photo; more would hide each other.
     """
 
-    def __init__(self, folder: str, *, num_images: int, num_masks: int) -> None:
-        self.folder, self.num_images, self.num_masks = Path(folder), num_images, num_masks
-
-    @torch.no_grad()
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        for name in trainer.datamodule.val_sources:
-            sheet = self.draw(trainer, pl_module, name)
-            if sheet is None:
-                continue
-            place = f"{name}_step" if name else "step"
-            with whole_file(self.folder / f"{place}_{trainer.global_step:08d}.png") as file:
-                sheet.save(file, "PNG")
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(f"maps/{name}" if name else "maps", [sheet], step=trainer.global_step)
+    title = "maps"
 
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> Image.Image | None:
         """The picture of one validation set; None without a photo, or where the cache holds nothing of it."""

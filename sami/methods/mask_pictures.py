@@ -24,14 +24,16 @@ COLORS = torch.tensor(
 )
 
 
-class MaskPictures(pl.Callback):
-    """Draws photo, true masks, and those from a box, one click and five clicks, an object in one colour throughout.
+class ValidationPictures(pl.Callback):
+    """Writes what `draw` makes of each validation set, after every validation, and shows it to W&B.
 
     Args:
         folder: where `step_00001234.png` goes, with the set's name in front where there are several.
         num_images: rows, spread over the validation set.
         num_masks: objects that are drawn of each photo; more would hide each other.
     """
+
+    title: str  # under which W&B shows them
 
     def __init__(self, folder: str, *, num_images: int, num_masks: int) -> None:
         self.folder, self.num_images, self.num_masks = Path(folder), num_images, num_masks
@@ -49,7 +51,17 @@ class MaskPictures(pl.Callback):
                 sheet.save(file, "PNG")
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
-                    logger.log_image(f"masks/{name}" if name else "masks", [sheet], step=trainer.global_step)
+                    logger.log_image(f"{self.title}/{name}".rstrip("/"), [sheet], step=trainer.global_step)
+
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> Image.Image | None:
+        """The picture of one validation set, None without a photo."""
+        raise NotImplementedError
+
+
+class MaskPictures(ValidationPictures):
+    """Draws photo, true masks, and those from a box, one click and five clicks, an object in one colour throughout."""
+
+    title = "masks"
 
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> Image.Image | None:
         """The picture of one validation set, None without a photo."""

@@ -2,7 +2,8 @@ import pytest
 import torch
 from masked_photos import write_coco, write_sa1b_folder
 
-from sami.data.masked_photos import MaskData, content_mask
+from sami.data.masked_photos import MaskData
+from sami.data.square_photos import content_mask
 from sami.data.transforms import normalize
 
 OPTIONS = {
