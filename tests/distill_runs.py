@@ -14,7 +14,8 @@ TINY = [
     *("teacher.name=timm/test_vit", "students=[timm/test_vit2]", "data.val_batch_size=3", "schedule.epochs=2"),
     *("schedule.global_batch_size=4", "schedule.batch_size=2", "schedule.warmup_epochs=0.4", "notice=null"),
     *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.log_every_n_steps=1", "~callbacks.progress"),
-    *("+trainer.enable_progress_bar=false", "checkpoint_every_n_steps=3", "callbacks.pictures.num_images=2"),
+    *("+trainer.enable_progress_bar=false", "checkpoint_every_n_steps=3", "callbacks.pictures.num_images=1"),
+    "validate_every_epochs=1",
 ]
 
 

@@ -50,6 +50,7 @@ class Distillation(pl.LightningModule):
         teacher: batch -> target [B, N, E]. Frozen; never part of a checkpoint.
         protocol: how students are prompted where masks are compared.
         loss_distance: "mse" (the papers'), "cosine" or "standardized_mse", each channel in units of its own spread.
+        loss_tokens: "content", those that show a photo, or "all", also padding, which the decoder sees too.
         feature_weight, mask_weight: of the two losses.
         train_decoder: whether students' prompt encoders and mask decoders learn; needs a `mask_weight`.
         focal_weight, dice_weight, iou_weight: of `mask_loss`.
@@ -59,7 +60,8 @@ class Distillation(pl.LightningModule):
         checkpoint_activations: compute students' stages again in the backward pass instead of keeping activations.
 
     Raises:
-        ValueError: see `start_students`; weights that leave nothing to learn, or an unknown `loss_distance`.
+        ValueError: see `start_students`; weights that leave nothing to learn; an unknown `loss_distance` or
+            `loss_tokens`; or a protocol that does not suit the decoder.
     """
 
     plan: Plan
@@ -71,6 +73,7 @@ class Distillation(pl.LightningModule):
         protocol: PromptProtocol,
         *,
         loss_distance: str,
+        loss_tokens: str,
         feature_weight: float,
         mask_weight: float,
         train_decoder: bool,
@@ -89,6 +92,8 @@ class Distillation(pl.LightningModule):
             raise ValueError("train_decoder=true needs mask_weight: the feature loss does not reach the decoder")
         if loss_distance not in ("mse", "cosine", "standardized_mse"):
             raise ValueError(f"loss_distance={loss_distance!r}: choose mse, cosine or standardized_mse")
+        if loss_tokens not in ("content", "all"):
+            raise ValueError(f"loss_tokens={loss_tokens!r}: choose content or all")
         self.students, judge = start(teacher)
         lr_factors = dict(lr_factors or {})
         unknown = set(lr_factors) - set(self.students)
@@ -102,7 +107,7 @@ class Distillation(pl.LightningModule):
             student.recompute_activations(checkpoint_activations)
         self.statistics = ContentStatistics(teacher.width) if loss_distance == "standardized_mse" else nn.Identity()
         self._frozen = teacher, judge  # in a tuple, so that they are no submodules: not saved, broadcast or optimised
-        self.protocol, self.loss_distance = protocol, loss_distance
+        self.protocol, self.loss_distance, self.loss_tokens = protocol, loss_distance, loss_tokens
         self.feature_weight, self.mask_weight = feature_weight, mask_weight
         self.mask_loss_weights = {"focal_weight": focal_weight, "dice_weight": dice_weight, "iou_weight": iou_weight}
         self.weight_decay, self.betas, self.lr_factors = weight_decay, tuple(betas), lr_factors
@@ -190,9 +195,10 @@ class Distillation(pl.LightningModule):
         return torch.stack([self.feature_weight * features + self.mask_weight * masks, features, masks])
 
     def feature_loss(self, prediction: Tensor, lesson: Lesson) -> Tensor:
-        """The distance of two maps [B, N, E] over tokens that show a photo."""
+        """The distance of two maps [B, N, E] over the tokens that count."""
+        counted = lesson.counted | (self.loss_tokens == "all")
         std = self.statistics.std if isinstance(self.statistics, ContentStatistics) else None
-        return counted_feature_loss(prediction, lesson.target, lesson.counted, distance=self.loss_distance, std=std)
+        return counted_feature_loss(prediction, lesson.target, counted, distance=self.loss_distance, std=std)
 
     def touch_all(self) -> Tensor | float:
         """Zero, made of every trainable parameter: data-parallel training waits for a gradient of each, used or not.

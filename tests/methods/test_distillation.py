@@ -24,7 +24,13 @@ START = {
     "drop_path": 0.0,
 }
 OPTIONS = {
-    **{"loss_distance": "mse", "feature_weight": 1.0, "mask_weight": 0.0, "train_decoder": False},
+    **{
+        "loss_distance": "mse",
+        "loss_tokens": "content",
+        "feature_weight": 1.0,
+        "mask_weight": 0.0,
+        "train_decoder": False,
+    },
     **{"focal_weight": 20.0, "dice_weight": 1.0, "iou_weight": 1.0, "weight_decay": 0.01, "betas": (0.9, 0.999)},
     **{"lr_factors": {}, "checkpoint_activations": False},
 }
@@ -94,6 +100,9 @@ def test_padding_teaches_nothing(teacher, data) -> None:
     method.lesson = lambda batch: lesson._replace(target=spoilt)
     torch.testing.assert_close(gradients(method, batch), expected)
     method.lesson = lambda batch: lesson._replace(target=lesson.target + 1)
+    assert not torch.allclose(next(iter(gradients(method, batch).values())), next(iter(expected.values())))
+    method.loss_tokens = "all"
+    method.lesson = lambda batch: lesson._replace(target=lesson.target.masked_fill(~lesson.counted.unsqueeze(-1), 9.0))
     assert not torch.allclose(next(iter(gradients(method, batch).values())), next(iter(expected.values())))
 
 
@@ -206,6 +215,7 @@ def test_what_students_can_be(teacher, tmp_path) -> None:
         ({"feature_weight": 0.0}, "give one of them"),
         ({"train_decoder": True}, "needs mask_weight"),
         ({"loss_distance": "l1"}, "loss_distance='l1'"),
+        ({"loss_tokens": "masked"}, "loss_tokens='masked'"),
     ],
 )
 def test_settings_that_make_no_sense(teacher, options: dict[str, object], message: str) -> None:
