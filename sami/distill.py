@@ -1,10 +1,11 @@
 """Distilling SAM's image encoder into a small one (MobileSAM, arXiv:2306.14289; RepViT-SAM, arXiv:2312.05760).
 
 python -m sami.distill
-python -m sami.cache write cache.path=/cache cache.kind=maps teacher.weights=sam_vit_h_4b8939.pth data=... notice=null
+python -m sami.cache write cache.path=/cache cache.kind=maps teacher=sam_vit_h teacher.weights=sam_vit_h_4b8939.pth \
+    data=shards data.train='"/data/sa1b/sa_{000000..000009}.tar"' data.val=/data/sa1b_val notice=null
 python -m sami.distill +experiment=distill/tiny_vit_5m teacher.path=/cache decoder_checkpoint=sam_vit_h_4b8939.pth \
-    data.train='"/data/sa1b/sa_{000000..000009}.tar"'
-python -m sami.distill +experiment=distill/tiny_vit_5m students=[tiny_vit_5m,repvit_m1_1] ...
+    data.train='"/data/sa1b/sa_{000000..000009}.tar"' data.val=/data/sa1b_val
+python -m sami.distill +experiment=distill/tiny_vit_5m name=both students=[tiny_vit_5m,repvit_m1_1] ...
 
 The same command again continues the run.
 """

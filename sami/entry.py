@@ -23,8 +23,11 @@ def explain_errors() -> Iterator[None]:
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None and not isinstance(cause, USER_ERRORS):
-            cause = cause.__cause__  # hydra wraps what a constructor raises
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, USER_ERRORS):
+            cause = cause.__cause__  # hydra wraps what a constructor raises, a key that it does not know included
+        unknown_key = (
+            isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause) and cause is not error
+        )
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (isinstance(cause, USER_ERRORS) or unknown_key):
             raise
         print(f"\nerror: {cause}\n(HYDRA_FULL_ERROR=1 shows where.)", file=sys.stderr)
         sys.exit(2)

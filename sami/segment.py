@@ -81,8 +81,11 @@ def segment(options: argparse.Namespace) -> None:
 
 
 def wants_candidates(sam: Sam, num_points: int, num_boxes: int) -> bool:
-    """A single point may mean a part or the whole, so the best of three is taken; EfficientSAM always does that."""
-    return sam.decoder == "efficient_sam" or (num_points == 1 and num_boxes == 0)
+    """A single point or box may mean several things, so the best of three is taken, as validation of a training does.
+
+    EfficientSAM's decoder always gives three. Training by SAM's protocol asks for one answer only with a mask prompt.
+    """
+    return sam.decoder == "efficient_sam" or num_points + min(num_boxes, 1) == 1
 
 
 def write(
@@ -134,11 +137,10 @@ def read_points(texts: list[str]) -> tuple[list[list[float]], list[int]]:
         ValueError: something else.
     """
     numbers = [read_numbers(text, "--point", (2, 3)) for text in texts]
-    labels = [int(point[2]) if len(point) == 3 else FOREGROUND for point in numbers]
     for text, point in zip(texts, numbers, strict=True):
         if len(point) == 3 and point[2] not in (FOREGROUND, BACKGROUND):
             raise ValueError(f"--point {text}: the third number is 1 for a point inside and 0 for one outside")
-    return [point[:2] for point in numbers], labels
+    return [point[:2] for point in numbers], [int(point[2]) if len(point) == 3 else FOREGROUND for point in numbers]
 
 
 def read_numbers(text: str, option: str, counts: tuple[int, ...]) -> list[float]:

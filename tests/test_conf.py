@@ -74,6 +74,11 @@ def test_every_choice_of_every_group_composes(choice: str) -> None:
     check_signatures(compose_config([choice], name=entry))
 
 
+def test_distillation_takes_every_protocol() -> None:
+    for name in ("sam_single", "sam", "points"):
+        check_signatures(compose_config([f"protocol={name}"], name="distill"))
+
+
 def test_the_papers_recipe() -> None:
     """arXiv:2312.00863, Sec. 4.1."""
     cfg = compose_config(["+experiment=vit_s", SHARDS])

@@ -15,7 +15,7 @@ from test_finetune import read_record, recorder
 
 from sami.entry import explain_errors
 from sami.methods.logs import read_table
-from sami.models.build import build_sam
+from sami.models.build import build_sam, save_sam
 from sami.models.segmenter_teacher import SegmenterTeacher
 from sami.predict.predictor import SamPredictor
 
@@ -118,6 +118,9 @@ def explain(overrides: list[str], capsys: pytest.CaptureFixture) -> str:
         (["data.train={tmp}/photos", "model.image_size=40"], "image_size=40"),
         (["data.train={tmp}/photos", "model.preprocess=squash", "data.preprocess=pad"], "set both alike"),
         (["data.train={tmp}/photos", "students=[vit_x]"], "students=['vit_x']"),
+        (["data.train={tmp}/photos", "students=vit_t"], "students=[vit_t]"),
+        (["data.train={tmp}/photos", "teacher.checkpoint={tmp}/squash.safetensors"], "model.preprocess=squash"),
+        (["data.train={tmp}/photos", "+method.flavour=1"], "unexpected keyword argument 'flavour'"),
         (["data.train={tmp}/photos", "decoder_checkpoint={tmp}/none.pth"], "none.pth"),
         (["data.train={tmp}/photos", "init={{timm/test_vit2: {tmp}/other.pth}}"], "{tmp}/other.pth"),
         (["data.train={tmp}/photos", "teacher=cached", "teacher.path={tmp}/none"], "holds no cache"),
@@ -128,5 +131,8 @@ def explain(overrides: list[str], capsys: pytest.CaptureFixture) -> str:
 def test_mistakes_are_explained(tmp_path: Path, overrides: list[str], message: str, capsys) -> None:
     write_sa1b_folder(tmp_path / "photos", 5)
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    if "squash.safetensors" in overrides[-1]:
+        teacher = build_sam("timm/test_vit", image_size=64, preprocess="squash", decoder="sam")
+        save_sam(teacher, tmp_path / "squash.safetensors")
     printed = explain([override.format(tmp=tmp_path) for override in [*overrides, "run_dir={tmp}/run"]], capsys)
     assert message.format(tmp=tmp_path) in printed and "Traceback" not in printed

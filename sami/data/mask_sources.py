@@ -233,4 +233,6 @@ def open_mask_source(where: str | Mapping[str, str] | Sequence[Any]) -> MaskSour
     if path.is_dir():
         file = path / "instances.json"
         return CocoSource(str(file), str(path / "images")) if file.is_file() else Sa1bFolder(where)
+    if ".tar" not in where and not path.exists():
+        raise ValueError(f"{where}: no such file or folder. Give tars, a folder of photos and JSON, or a COCO file")
     return Sa1bShards(where)

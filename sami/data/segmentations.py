@@ -29,7 +29,8 @@ def segmentation_counts(segmentation: Any, size: tuple[int, int]) -> Tensor:
             segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
         code, stated = segmentation["counts"], tuple(segmentation["size"])
         if stated != tuple(size):
-            raise BrokenImage(f"a mask of {stated[0]}x{stated[1]} in an image of {size[0]}x{size[1]}")
+            turned = " (is the photo rotated by EXIF?)" if stated == tuple(size)[::-1] else ""
+            raise BrokenImage(f"a mask of {stated[0]}x{stated[1]} in an image of {size[0]}x{size[1]}{turned}")
         counts = torch.tensor(code) if isinstance(code, list) else counts_from_string(code)
         if counts.ndim != 1 or counts.is_floating_point() or (len(counts) and counts.min() < 0):
             raise ValueError("run lengths have to be whole numbers, 0 or more")

@@ -3,6 +3,7 @@
 B photos   S pixels per side of the model frame
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,13 @@ class WholePhotoData(SquareData):
         """The maps of a validation set; None where the cache has none of it, and nothing is said of the teacher."""
         folder = Path(cache, "val")
         if len(self.val_sources) > 1 or not (folder / "manifest.json").exists():
+            why = (
+                "of which of several sets it holds maps is not known" if len(self.val_sources) > 1 else "it has no val"
+            )
+            warnings.warn(
+                f"the cache {cache} tells nothing of validation set {name!r} ({why}): only true masks are compared",
+                stacklevel=2,
+            )
             return None
         reader = self.open_cache(folder, self.val_sources[name])
         reader.check({entry: self.train_cache.manifest[entry] for entry in SAME_IN_SPLITS})

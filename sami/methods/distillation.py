@@ -15,16 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sami.data.whole_views import PLACE_NOISE, content_cells
 from sami.losses import counted_feature_loss, mask_loss
-from sami.methods.distill_validation import (
-    Lesson,
-    SetScores,
-    answer,
-    decode_with,
-    place_prompts,
-    shown_only,
-    to_map,
-    to_tokens,
-)
+from sami.methods.distill_validation import Lesson, SetScores, answer, decode_with, place_prompts, shown_only, to_map
 from sami.methods.parameter_groups import freeze_all_but, layer_groups
 from sami.methods.prompting import PromptProtocol
 from sami.methods.schedule import Plan, lr_factor
@@ -185,7 +176,7 @@ class Distillation(pl.LightningModule):
     def loss(self, student: Sam, batch: dict[str, Any], lesson: Lesson) -> Tensor:
         """[3]: the loss of one student, and the two it is made of."""
         prediction = student.embed(batch["image"])  # [B, E, gh, gw]
-        features = self.feature_loss(to_tokens(prediction), lesson)
+        features = self.feature_loss(prediction.flatten(2).transpose(1, 2), lesson)
         masks = torch.zeros_like(features)
         if self.mask_weight:
             decode = decode_with(student, prediction)

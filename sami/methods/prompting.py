@@ -58,8 +58,8 @@ class SamProtocol:
     No gradient flows from one round into the one before.
 
     Args:
-        num_clicks: corrections; 8 in the paper. With 0 and `num_repeats` 0 the single answer, which `multimask_output=False`
-            asks for, is never trained.
+        num_clicks: corrections; 8 in the paper. With 0, and 0 repeats, the answer to `multimask_output=False`
+            is never trained.
         num_repeats: rounds without a new click: 2 in the paper, 1 for the last only, or 0.
         box_noise: standard deviation of the box's displacement as a fraction of its side.
         max_box_noise: its bound as a fraction of the model frame's side; the paper's 20 pixels of 1024.

@@ -35,7 +35,8 @@ class Plan(NamedTuple):
         """Makes trainer and data follow the plan."""
         trainer.accumulate_grad_batches = self.accumulate
         trainer.fit_loop.epoch_loop.max_steps = self.max_steps
-        every = max(1, round(validate_every_epochs * self.steps_per_epoch))
+        number = max(1, round(self.max_steps / max(1, validate_every_epochs * self.steps_per_epoch)))
+        every = max(1, self.max_steps // number)  # so that the last one sees the weights that the run ends with
         trainer.val_check_interval = every * self.accumulate
         data.set_stream(batch_size=self.batch_size, epoch_size=self.epoch_size, num_batches=self.num_batches)
 

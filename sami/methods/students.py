@@ -54,6 +54,10 @@ def start_students(
             there; a teacher whose maps are no image embeddings; or see `start_segmenter` and `load_decoder`.
     """
     init = init or {}
+    if isinstance(names, str):
+        raise ValueError(f"students={names}: give a list, students=[{names}]")
+    if isinstance(teacher, SegmenterTeacher):
+        check_teacher(teacher, image_size, preprocess)
     if not names or len(set(names)) < len(names) or not set(init) <= set(names):
         raise ValueError(f"students={list(names)}, init={dict(init)}: name each student once, and only those in init")
     unknown = [name for name in names if not (name in STUDENTS or name in MODELS or name.startswith(TIMM))]
@@ -73,6 +77,21 @@ def start_students(
     return students, judge
 
 
+def check_teacher(teacher: SegmenterTeacher, image_size: int, preprocess: str) -> None:
+    """Raises ValueError where the teacher was made for photos of another kind than the students will see."""
+    sam = teacher.sam
+    if teacher.trained and sam.preprocess != preprocess:
+        raise ValueError(
+            f"the teacher {sam.name} takes photos with preprocess={sam.preprocess}, the students {preprocess}: set "
+            f"model.preprocess={sam.preprocess}"
+        )
+    if sam.name.startswith("sam_") and image_size != sam.image_size:
+        raise ValueError(
+            f"model.image_size={image_size}: the position tables of {sam.name} are for {sam.image_size}; "
+            f"teacher={sam.name} takes any size"
+        )
+
+
 def teacher_decoder(teacher: Teacher, checkpoint: str | None, *, image_size: int, preprocess: str) -> Sam:
     """The second half of the teacher's segmenter, frozen: embeddings and prompts in, masks out."""
     own = teacher.sam if isinstance(teacher, SegmenterTeacher) and checkpoint is None else None
@@ -85,6 +104,8 @@ def teacher_decoder(teacher: Teacher, checkpoint: str | None, *, image_size: int
         judge = build_random(build, announce=None).eval().requires_grad_(False)
     if checkpoint is not None:
         load_decoder(judge, checkpoint)
+        if own is None:
+            say(f"decoder of {checkpoint}; nothing says that it is this teacher's: if not, val/of_teacher/box is low")
     elif own is not None:
         judge.prompt_encoder.load_state_dict(own.prompt_encoder.state_dict())
         judge.mask_decoder.load_state_dict(own.mask_decoder.state_dict())

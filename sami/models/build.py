@@ -62,6 +62,9 @@ def build_sam(
     """
     asked = {"name": name, "image_size": image_size, "preprocess": preprocess, "decoder": decoder}
     described = {} if checkpoint is None else read_description(checkpoint)
+    if name is None and checkpoint is not None and "name" not in described:
+        load_state_dict_file(checkpoint)  # a missing or damaged file is told as such
+        raise ValueError(f"{checkpoint} does not say which model it is: give name= (sami.segment: --model)")
     for option, value in asked.items():
         if None not in (value, described.get(option)) and value != described[option]:
             raise ValueError(f"{checkpoint} was saved with {option}={described[option]}, not {value}")
@@ -162,6 +165,11 @@ def read_description(path: str | Path) -> dict[str, object]:
         return {}
     try:
         with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {}).get("sam", "{}"))
+            described = json.loads((file.metadata() or {}).get("sam", "{}"))
     except (SafetensorError, ValueError):
         return {}  # reading the tensors says what is wrong with the file
+    kinds = {"name": str, "image_size": int, "preprocess": str, "decoder": str}
+    sound = isinstance(described, dict) and all(isinstance(described.get(key), kind) for key, kind in kinds.items())
+    if described and not sound:
+        raise ValueError(f"{path}: what its header says of the model is not what save_sam writes ({described})")
+    return described or {}

@@ -58,7 +58,8 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
                 # files older than torch 1.6 are no zip archives and cannot be mapped
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        # torch's first sentence; its second advises to run the code
+        reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is damaged, incomplete, not a weight file, or holds objects "
             f"that would run code ({reason}). Download it again, or save its tensors alone"
@@ -116,7 +117,8 @@ def download(build: Callable[[], nn.Module], *, advice: str, option: str = "teac
     try:
         return build()
     except Exception as error:  # timm, huggingface_hub and their HTTP clients each raise their own
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        # torch's first sentence; its second advises to run the code
+        reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
         raise ConnectionError(
             f"{option}=hub: the weights could not be downloaded ({reason}). Without network access, {advice}, "
             f"and set {option} to the path of that file"

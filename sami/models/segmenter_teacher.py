@@ -30,7 +30,7 @@ class SegmenterTeacher(Teacher):
         super().__init__(patch_size)
         announce = name if checkpoint is None else None
         sam = build_random(lambda: build_sam(name, checkpoint, decoder=decoder), announce=announce)
-        self.sam = sam.requires_grad_(False)
+        self.sam, self.trained = sam.requires_grad_(False), checkpoint is not None
 
     def target(self, image: Tensor) -> Tensor:
         return self.to_tokens(self.sam.embed(image), image)

@@ -127,9 +127,18 @@ def test_a_description_that_is_none(tiny, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={"sam": "{"})
     with pytest.raises(ValueError, match=r"odd\.safetensors does not fit Sam"):
         build_sam("efficient_sam_vitt", tmp_path / "odd.safetensors")
-    save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={"sam": json.dumps({"name": "x"})})
-    with pytest.raises(ValueError, match="name='x'"):
-        build_sam(checkpoint=tmp_path / "odd.safetensors")
+    sound = {"name": "x", "image_size": 64, "preprocess": "pad", "decoder": "sam"}
+    for described, message in (
+        (sound, "name='x'"),
+        ({**sound, "image_size": "big"}, "not what save_sam writes"),
+        ([1], "not what save_sam writes"),
+        ({}, "does not say which model it is"),
+    ):
+        save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={"sam": json.dumps(described)})
+        with pytest.raises(ValueError, match=message):
+            build_sam(checkpoint=tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match="no such file"):
+        build_sam(checkpoint=tmp_path / "absent.safetensors")
 
 
 @pytest.mark.parametrize("image_size", [224, 96])
