@@ -61,7 +61,8 @@ def test_several_boxes_are_several_objects(photo, checkpoint, tmp_path, capsys):
 
 def test_when_the_best_of_three_is_taken():
     sam = build_sam("efficient_sam_vitt", decoder="sam", image_size=64)
-    assert wants_candidates(sam, 1, 0) and not wants_candidates(sam, 2, 0) and not wants_candidates(sam, 1, 1)
+    assert wants_candidates(sam, 1, 0) and wants_candidates(sam, 0, 1) and wants_candidates(sam, 0, 3)
+    assert not wants_candidates(sam, 2, 0) and not wants_candidates(sam, 1, 1)
     assert wants_candidates(build_sam("efficient_sam_vitt", image_size=64), 2, 1)
 
 
