@@ -38,5 +38,5 @@ def test_commands_name_entries_and_choices_that_exist() -> None:
 
 def test_short_and_soon_useful() -> None:
     lines = README.splitlines()
-    assert len(lines) <= 300  # one page for each stage
+    assert len(lines) <= 340  # one page for each stage
     assert next(number for number, line in enumerate(lines) if "python -m sami" in line) < 25
