@@ -45,7 +45,7 @@ def counted_feature_loss(
 ) -> Tensor:
     """Mean distance over the tokens that count: of each image, then over images, whichever share a device.
 
-    "mse" is what MobileSAM minimises (arXiv:2306.14289, Sec. 3.3), but for the padding, which is left out here.
+    "mse" over all tokens is what MobileSAM minimises (arXiv:2306.14289, Sec. 3.3).
 
     Args:
         prediction, target: [B, N, E].

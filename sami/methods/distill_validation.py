@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from sami.data.photo_objects import PhotoObjects
 from sami.data.whole_views import content_cells
 from sami.methods.mask_validation import MaskScores
-from sami.methods.prompting import Candidates, Decode, most_confident
+from sami.methods.prompting import Decode, decode_with, most_confident
 from sami.metrics.agreement import FeatureAgreement
 from sami.metrics.mask_iou import PromptedIoU
 from sami.models.sam import Sam
@@ -35,7 +35,8 @@ class Lesson(NamedTuple):
 class StudentScores:
     """The numbers of one student on one validation set.
 
-    Of the map: `loss`, `cosine` and `explained_variance` over tokens that show a photo. Of masks: mIoU with the true
+    Of the map: `loss`, over the tokens that it is trained on, `cosine` and `explained_variance`, over those that show a
+    photo. Of masks: mIoU with the true
     ones by kind of prompt, see `MaskScores`, and with the teacher's own under equal prompts: `teacher_point` at places
     anywhere in the photo (as in arXiv:2306.14289, Table 4), `teacher_box` for the boxes of the true masks.
     """
@@ -140,16 +141,6 @@ def ask_for_true_masks(scores: MaskScores, model: Sam, seen: ImageSide, objects:
         if own is not None:
             decode = decode_with(model, seen.take([row]))
             scores.add_photo(decode, own, multimask=not model.prompt_encoder.takes_masks)
-
-
-def decode_with(model: Sam, image_embeddings: Tensor | ImageSide) -> Decode:
-    """A model that has been given the embeddings [B, 256, gh, gw] of some images, or what it prepared of them."""
-    seen = model.prepare(image_embeddings) if isinstance(image_embeddings, Tensor) else image_embeddings
-
-    def decode(prompts: Prompts, mask_input: Tensor | None, *, multimask_output: bool) -> Candidates:
-        return model.decode(seen, *prompts, mask_input, multimask_output=multimask_output)
-
-    return decode
 
 
 def place_prompts(noise: Tensor, input_size: Tensor) -> Prompts:

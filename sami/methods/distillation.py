@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sami.data.whole_views import PLACE_NOISE, content_cells
 from sami.losses import counted_feature_loss, mask_loss
-from sami.methods.distill_validation import Lesson, SetScores, answer, decode_with, place_prompts, shown_only, to_map
+from sami.methods.distill_validation import Lesson, SetScores, answer, place_prompts, shown_only, to_map
 from sami.methods.parameter_groups import freeze_all_but, layer_groups
-from sami.methods.prompting import PromptProtocol
+from sami.methods.prompting import PromptProtocol, decode_with
 from sami.methods.schedule import Plan, lr_factor
 from sami.methods.standardize import ContentStatistics
 from sami.methods.throughput import StageClock
@@ -179,7 +179,7 @@ class Distillation(pl.LightningModule):
         features = self.feature_loss(prediction.flatten(2).transpose(1, 2), lesson)
         masks = torch.zeros_like(features)
         if self.mask_weight:
-            decode = decode_with(student, prediction)
+            decode = decode_with(student, student.prepare(prediction))
             rounds = self.protocol.rounds(decode, lesson.masks, batch["noise"], side=student.image_size)
             losses = [mask_loss(*found, lesson.masks, lesson.found, **self.mask_loss_weights).total for found in rounds]
             masks = torch.stack(losses).mean()

@@ -18,14 +18,12 @@ from sami.data.photo_objects import PhotoObjects
 from sami.losses import mask_loss
 from sami.methods.mask_validation import MaskScores
 from sami.methods.parameter_groups import freeze_all_but, layer_groups
-from sami.methods.prompting import Candidates, Decode, PromptProtocol
+from sami.methods.prompting import Decode, PromptProtocol, decode_with
 from sami.methods.rounds import mean_by_rounds
 from sami.methods.schedule import Plan, linear_factor
 from sami.methods.throughput import StageClock
 from sami.models.sam import Sam
-from sami.models.two_way_transformer import ImageSide
 from sami.ops.attention import fastest_attention
-from sami.ops.prompts import Prompts
 
 
 class EfficientSAMFinetuning(pl.LightningModule):
@@ -104,17 +102,9 @@ class EfficientSAMFinetuning(pl.LightningModule):
         with self.clock("encoder"), torch.no_grad() if frozen else nullcontext(), fastest_attention(image.device.type):
             return self.model.embed(image)
 
-    def decoder(self, image_embeddings: Tensor | ImageSide) -> Decode:
-        """The model after a look at the images."""
-
-        def decode(prompts: Prompts, mask_input: Tensor | None, *, multimask_output: bool) -> Candidates:
-            return self.model.decode(image_embeddings, *prompts, mask_input, multimask_output=multimask_output)
-
-        return decode
-
     def losses(self, image_embeddings: Tensor, batch: dict[str, Any]) -> Iterator[Tensor]:
         """The loss of each round of the protocol and its parts, [4]. No round needs the graph of another."""
-        decode = self.decoder(image_embeddings)
+        decode = decode_with(self.model, image_embeddings)
         rounds = self.protocol.rounds(decode, batch["masks"], batch["noise"], side=self.model.image_size)
         for low_res_masks, iou_predictions in rounds:
             yield torch.stack(
@@ -170,7 +160,7 @@ class EfficientSAMFinetuning(pl.LightningModule):
         if rows:
             side = self.model.prepare(self.embed(batch["image"][rows]))
             for place, row in enumerate(rows):
-                yield row, batch["objects"][row], self.decoder(side.take([place]))
+                yield row, batch["objects"][row], decode_with(self.model, side.take([place]))
 
     def on_validation_epoch_end(self) -> None:
         """Reduces over ranks and logs."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from sami.data.mask_views import NUM_NOISE
+from sami.models.sam import Sam
+from sami.models.two_way_transformer import ImageSide
 from sami.ops.masks import enlarge
 from sami.ops.prompts import (
     PADDING,
@@ -31,6 +33,18 @@ class Decode(Protocol):
 
     def __call__(self, prompts: Prompts, mask_input: Tensor | None, *, multimask_output: bool) -> Candidates:
         """`mask_input` is [B, Q, h, w] logits. K is 3 with `multimask_output` and 1 without."""
+
+
+def decode_with(model: Sam, image_embeddings: Tensor | ImageSide) -> Decode:
+    """A model that has the embeddings [B, 256, gh, gw] of some images, or what `Sam.prepare` made of them.
+
+    Given embeddings, each call prepares them anew, and shares no graph with another.
+    """
+
+    def decode(prompts: Prompts, mask_input: Tensor | None, *, multimask_output: bool) -> Candidates:
+        return model.decode(image_embeddings, *prompts, mask_input, multimask_output=multimask_output)
+
+    return decode
 
 
 class PromptProtocol(Protocol):

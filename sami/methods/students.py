@@ -104,8 +104,7 @@ def teacher_decoder(teacher: Teacher, checkpoint: str | None, *, image_size: int
         judge = build_random(build, announce=None).eval().requires_grad_(False)
     if checkpoint is not None:
         load_decoder(judge, checkpoint)
-        if own is None:
-            say(f"decoder of {checkpoint}; nothing says that it is this teacher's: if not, val/of_teacher/box is low")
+        say(f"decoder of {checkpoint}; nothing says that it is this teacher's: if not, val/of_teacher/box is low")
     elif own is not None:
         judge.prompt_encoder.load_state_dict(own.prompt_encoder.state_dict())
         judge.mask_decoder.load_state_dict(own.mask_decoder.state_dict())

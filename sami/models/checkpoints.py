@@ -117,8 +117,7 @@ def download(build: Callable[[], nn.Module], *, advice: str, option: str = "teac
     try:
         return build()
     except Exception as error:  # timm, huggingface_hub and their HTTP clients each raise their own
-        # torch's first sentence; its second advises to run the code
-        reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ConnectionError(
             f"{option}=hub: the weights could not be downloaded ({reason}). Without network access, {advice}, "
             f"and set {option} to the path of that file"
