@@ -1,4 +1,5 @@
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,3 +40,16 @@ def test_impossible_plans(change: dict, num_photos: int, world_size: int, messag
     schedule = Schedule(**{**PAPER, "batch_size": 256, **change})
     with pytest.raises(ValueError, match=message):
         schedule.plan(num_photos=num_photos, world_size=world_size)
+
+
+@pytest.mark.parametrize(("every", "number"), [(0.5, 16), (3, 3), (100, 1), (0.0, 8 * 13_999)])
+def test_the_last_validation_is_at_the_end(every: float, number: int) -> None:
+    """Of a run whose epochs have an odd number of steps: at most one step per validation is left over."""
+    plan = Schedule(epochs=8, warmup_epochs=0, base_lr=1e-3, global_batch_size=8, batch_size=8).plan(
+        num_photos=8 * 13_999, world_size=1
+    )
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(max_steps=None))
+    trainer = SimpleNamespace(accumulate_grad_batches=None, fit_loop=loop, val_check_interval=None)
+    plan.steer(trainer, SimpleNamespace(set_stream=lambda **_: None), validate_every_epochs=every)
+    assert plan.max_steps // trainer.val_check_interval == number
+    assert plan.max_steps % trainer.val_check_interval < number
