@@ -103,15 +103,18 @@ def mask_loss(
     """
     logits = enlarge(low_res_masks.float(), masks.shape[-2:])  # [B, Q, K, H, W]
     truth = masks.unsqueeze(2)  # [B, Q, 1, H, W]
-    focal, dice = focal_loss(logits, truth), dice_loss(logits, truth)  # [B, Q, K] each
-    best = (focal_weight * focal + dice_weight * dice).argmin(dim=-1, keepdim=True)
     measured = mask_iou(logits.detach() > 0, truth)  # [B, Q, K]
+    with torch.no_grad():  # only the best needs a graph
+        losses = focal_weight * focal_loss(logits, truth) + dice_weight * dice_loss(logits, truth)  # [B, Q, K]
+        best = losses.argmin(dim=-1)[..., None, None, None]
+    chosen = logits.take_along_dim(best, dim=2)[:, :, 0]  # [B, Q, H, W]
+    focal, dice = focal_loss(chosen, masks), dice_loss(chosen, masks)  # [B, Q] each
     error = (iou_predictions.float() - measured).square().mean(dim=-1)  # [B, Q]
     weight = valid / valid.sum(dim=1, keepdim=True).clamp(min=1) / len(valid)  # [B, Q]
     # where, since padded prompts may hold anything, and 0 * inf is not 0
     focal, dice, iou = (
         torch.where(valid, part, 0.0).mul(weight).sum()
-        for part in (focal.gather(-1, best)[..., 0], dice.gather(-1, best)[..., 0], error)
+        for part in (focal, dice, error)
     )
     return MaskLoss(focal_weight * focal + dice_weight * dice + iou_weight * iou, focal, dice, iou)
 
@@ -122,14 +125,15 @@ def focal_loss(logits: Tensor, masks: Tensor, *, alpha: float = 0.25, gamma: flo
     With p the chance of a pixel to be object, the slope at logit 0 has the sign of (1 - alpha) * (1 - p) - alpha * p:
     at alpha = 0.25 a pixel is called object only where p > 0.75.
     """
-    signed = torch.where(masks, logits, -logits)  # how strongly the pixel is called what it is
-    balance = torch.where(masks, alpha, 1 - alpha)
+    side = 2 * masks.to(logits.dtype) - 1  # products: torch.where takes five times as long on a CPU
+    signed = side * logits  # how strongly the pixel is called what it is
+    balance = 0.5 + (alpha - 0.5) * side
     return (balance * torch.sigmoid(-signed) ** gamma * F.softplus(-signed)).mean(dim=(-2, -1))
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """[..., H, W], bool of a shape that broadcasts -> [...]: 1 - 2 overlap / sum of areas, each + 1 (1606.04797)."""
     probability = logits.sigmoid()
-    overlap = torch.where(masks, probability, 0.0).sum(dim=(-2, -1))
+    overlap = (masks * probability).sum(dim=(-2, -1))
     areas = probability.sum(dim=(-2, -1)) + masks.sum(dim=(-2, -1))
     return 1 - (2 * overlap + 1) / (areas + 1)

@@ -4,10 +4,12 @@ B photos   Q objects per photo   H W pixels of a photo   S pixels per side of th
 s cells per side of masks
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,6 +20,7 @@ from sami.data.transforms import BrokenImage, decode, image_size
 from sami.ops.frames import Frame, longest_side_frame, squash_frame
 from sami.ops.rle import mask_cells
 
+Window = tuple[int, int, int, int]  # (top, left, height, width) in pixels of the photo
 NUM_NOISE = 32  # uniform numbers per object, from which prompts are drawn
 
 
@@ -33,27 +36,31 @@ class MaskFrame(NamedTuple):
         """Where a photo of this (H, W) lies in the square."""
         return (squash_frame if self.preprocess == "squash" else longest_side_frame)(size, self.side)
 
-    def image(self, data: bytes, *, flip: bool) -> Tensor:
-        """uint8 [3, S, S] of an image file, resized as for prediction; black where it is padding.
+    def image(self, data: bytes, *, flip: bool, window: Window | None = None) -> Tensor:
+        """uint8 [3, S, S] of an image file or a window of it, resized as for prediction; black where it is padding.
 
         Raises:
             BrokenImage: see `decode`.
         """
         size = image_size(data)
-        frame = self.of(size)
+        top, left, height, width = window or (0, 0, *size)
+        frame = self.of((height, width))
         # at least twice the pixels that are needed, so that an antialiased resize does the last halving
         shrink = max(new / own for new, own in zip(frame.input_size, size, strict=True))
-        pixels = decode(data, min_scale=1.0 if frame.squash else min(1.0, 2 * shrink))
+        pixels = decode(data, min_scale=1.0 if frame.squash or window else min(1.0, 2 * shrink))
+        pixels = pixels[top : top + height, left : left + width]  # of a photo decoded smaller, all of it
         image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)  # [3, H', W'], channels last
         image = frame.resize(image[None])[0]
         image = image if image.dtype == torch.uint8 else image.round().byte()
         return frame.pad(image.flip(-1) if flip else image)
 
-    def mask(self, segmentation: Any, size: tuple[int, int], *, flip: bool) -> Tensor | None:
+    def mask(
+        self, segmentation: Any, size: tuple[int, int], *, flip: bool, window: Window | None = None
+    ) -> Tensor | None:
         """bool [s, s]: the cells of the mask, see `mask_cells`. None for a mask to be left out.
 
-        Left out are masks above `max_area` and those without a pixel: which ones does not depend on `side` and
-        `mask_side`. The code is not decoded: see `mask_coverage`.
+        Left out are masks above `max_area` of the photo and those without a pixel in the window: which ones does not
+        depend on `side` and `mask_side`. The code is not decoded: see `mask_coverage`.
 
         Raises:
             BrokenImage: see `segmentation_counts`.
@@ -61,9 +68,15 @@ class MaskFrame(NamedTuple):
         counts = segmentation_counts(segmentation, size)
         if counts[1::2].sum() > self.max_area * size[0] * size[1]:
             return None
-        cells = torch.arange(self.mask_side + 1, dtype=torch.float64) * (self.side / self.mask_side)  # model pixels
-        rows, columns = (cells * (own / new) for own, new in zip(size, self.of(size).input_size, strict=True))
-        masks = mask_cells(counts, size, rows, size[1] - columns if flip else columns)
+        top, left, height, width = window or (0, 0, *size)
+        cell = self.side / self.mask_side  # model pixels
+        borders = []
+        for own, new in zip((height, width), self.of((height, width)).input_size, strict=True):
+            number = math.ceil(new / cell)  # of cells with photo in them
+            borders.append(torch.arange(number + 1, dtype=torch.float64) * (cell * own / new))
+        rows, columns = borders
+        masks = mask_cells(counts, size, top + rows, left + width - columns if flip else left + columns)
+        masks = F.pad(masks, (0, self.mask_side - masks.shape[1], 0, self.mask_side - masks.shape[0]))
         return masks if masks.any() else None
 
 
@@ -75,24 +88,45 @@ class View(NamedTuple):
     input_size: tuple[int, int]
 
 
-def make_view(photo: MaskedPhoto, frame: MaskFrame, rng: np.random.Generator, *, num_masks: int, flip: float) -> View:
-    """The photo and up to `num_masks` of its masks, drawn at random; only these are decoded.
+def make_view(
+    photo: MaskedPhoto,
+    frame: MaskFrame,
+    rng: np.random.Generator,
+    *,
+    num_masks: int,
+    flip: float,
+    min_crop: float = 1.0,
+) -> View:
+    """The photo or a window of it, and up to `num_masks` of its masks, drawn at random; only these are decoded.
+
+    A window that no mask reaches into is given up for the whole photo.
 
     Raises:
         BrokenImage: the image or one of the masks that were drawn cannot be used, or no mask is left.
     """
     size = image_size(photo.image)
     flipped = bool(rng.random() < flip)
-    masks: list[Tensor] = []
-    for number in rng.permutation(len(photo.segmentations)):
-        if len(masks) == num_masks:
-            break
-        mask = frame.mask(photo.segmentations[number], size, flip=flipped)
-        if mask is not None:
-            masks.append(mask)
-    if not masks:
-        raise BrokenImage(f"none of its {len(photo.segmentations)} masks can be used: too large, or empty")
-    return View(frame.image(photo.image, flip=flipped), masks, frame.of(size).input_size)
+    order = rng.permutation(len(photo.segmentations))
+    window = draw_window(size, rng, min_area=min_crop) if min_crop < 1 else None
+    for place in (window, None) if window else (None,):
+        masks: list[Tensor] = []
+        for number in order:
+            if len(masks) == num_masks:
+                break
+            mask = frame.mask(photo.segmentations[number], size, flip=flipped, window=place)
+            if mask is not None:
+                masks.append(mask)
+        if masks:
+            image = frame.image(photo.image, flip=flipped, window=place)
+            return View(image, masks, frame.of(place[2:] if place else size).input_size)
+    raise BrokenImage(f"none of its {len(photo.segmentations)} masks can be used: too large, or empty")
+
+
+def draw_window(size: tuple[int, int], rng: np.random.Generator, *, min_area: float) -> Window:
+    """A part of a photo of this (H, W) and of its shape, anywhere; its area is uniform between `min_area` and all."""
+    side = math.sqrt(rng.uniform(min_area, 1))
+    height, width = (max(1, round(own * side)) for own in size)
+    return int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1)), height, width
 
 
 class TrainMaskViews(Dataset):
@@ -110,15 +144,25 @@ class TrainMaskViews(Dataset):
         frame: the model's.
         num_masks: of a photo, at most.
         flip: probability of mirroring.
+        min_crop: see `draw_window`; 1 for whole photos.
     """
 
     max_substitutes = 50
 
     def __init__(
-        self, source: MaskSource, order: ShuffledOrder, *, seed: int, frame: MaskFrame, num_masks: int, flip: float
+        self,
+        source: MaskSource,
+        order: ShuffledOrder,
+        *,
+        seed: int,
+        frame: MaskFrame,
+        num_masks: int,
+        flip: float,
+        min_crop: float = 1.0,
     ) -> None:
         self.source, self.order, self.seed, self.frame = source, order, seed, frame
-        self.num_masks, self.flip = num_masks, flip
+        self.drawn = {"num_masks": num_masks, "flip": flip, "min_crop": min_crop}
+        self.num_masks = num_masks
 
     def __getitems__(self, positions: list[int]) -> dict[str, Any]:
         """The batch of these positions; torch's loader hands over whole batches."""
@@ -139,7 +183,7 @@ class TrainMaskViews(Dataset):
                 place = locate_in_file_order(self.order.counts, int(rng.integers(self.order.counts.sum())))
             try:
                 photo = self.source.read(*place)
-                view = make_view(photo, self.frame, rng, num_masks=self.num_masks, flip=self.flip)
+                view = make_view(photo, self.frame, rng, **self.drawn)
             except BrokenImage as error:
                 broken.append((self.source.name(*place), str(error)))
                 continue

@@ -23,6 +23,7 @@ class MaskData(SquareData):
         max_area: masks that cover more than this fraction of their photo are not trained on (0.9: arXiv:2304.02643,
             App. A).
         flip: probability of mirroring; neither SAM nor EfficientSAM does.
+        min_crop: below 1, training sees a random window of each photo, of at least this fraction of its area.
         seed: of order, masks, flips and prompts.
         num_workers: loading processes per rank; 0 loads in the training process.
         shuffle_window: shards that are shuffled among themselves, see `ShuffledOrder`.
@@ -44,25 +45,28 @@ class MaskData(SquareData):
         num_val_masks: int,
         max_area: float,
         flip: float,
+        min_crop: float,
         seed: int,
         num_workers: int,
         shuffle_window: int,
         val_batch_size: int,
     ) -> None:
-        if min(num_masks, num_val_masks, val_batch_size, image_size) < 1 or not 0 < max_area <= 1:
+        counts = (num_masks, num_val_masks, val_batch_size, image_size)
+        if min(counts) < 1 or not all(0 < share <= 1 for share in (max_area, min_crop)):
             raise ValueError(
                 f"image_size={image_size}, num_masks={num_masks}, num_val_masks={num_val_masks}, val_batch_size="
-                f"{val_batch_size}, max_area={max_area}: give positive numbers, and max_area in (0, 1]"
+                f"{val_batch_size}, max_area={max_area}, min_crop={min_crop}: "
+                "give positive numbers, the last two up to 1"
             )
         stream = {"num_workers": num_workers, "shuffle_window": shuffle_window, "val_batch_size": val_batch_size}
         frame = MaskFrame(image_size, mask_size or max(1, image_size // 4), preprocess, max_area)
         super().__init__(open_mask_source(train), val, open_mask_source, frame=frame, seed=seed, **stream)
-        self.num_masks, self.num_val_masks, self.flip = num_masks, num_val_masks, flip
+        self.drawn = {"num_masks": num_masks, "flip": flip, "min_crop": min_crop}
+        self.num_val_masks = num_val_masks
 
     def train_views(self) -> TrainMaskViews:
         """The training views by position."""
-        drawn = {"seed": self.seed, "num_masks": self.num_masks, "flip": self.flip}
-        return TrainMaskViews(self.train_source, self.train_order(), frame=self.frame, **drawn)
+        return TrainMaskViews(self.train_source, self.train_order(), seed=self.seed, frame=self.frame, **self.drawn)
 
     def val_views(self, name: str) -> EvalMaskViews:
         """The validation views of one set by number."""

@@ -4,7 +4,7 @@ B images   Q prompts per image   b some of the B*Q prompts   T tokens   K masks 
 gh gw token grid, N = gh*gw   h w low-res mask, (4*gh, 4*gw)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -79,9 +79,10 @@ class MaskDecoder(nn.Module):
         kept = slice(first, first + (NUM_MULTIMASK if multimask_output else 1))
         tokens = prompt if dense is not None else self.transformer.start(prompt, visible, side)
         masks, ious = [], []
-        for images, prompts in self.groups(B, Q, side):
-            part = (t if t is None else t[images, prompts] for t in (tokens, prompt, visible, dense))
-            arguments = (*part, side, images, kept)
+        groups = list(self.groups(B, Q, side))
+        for (images, prompts), dense_part in zip(groups, split_groups(dense, groups), strict=True):
+            part = (t if t is None else t[images, prompts] for t in (tokens, prompt, visible))
+            arguments = (*part, dense_part, side, images, kept)
             if self.checkpoint and torch.is_grad_enabled():
                 group = checkpoint(self.decode_group, *arguments, use_reentrant=False)
             else:
@@ -115,7 +116,7 @@ class MaskDecoder(nn.Module):
         if dense is None:
             tokens, image = self.transformer.finish(tokens, prompt, visible, side, images)
         else:
-            image = (side.image[images].unsqueeze(1) + dense).flatten(0, 1)  # [b, N, C]
+            image = (side.image[images].unsqueeze(1) + dense.unflatten(0, prompt.shape[:2])).flatten(0, 1)  # [b, N, C]
             tokens, prompt = tokens.flatten(0, 1), prompt.flatten(0, 1)
             visible = None if visible is None else visible.flatten(0, 1)
             tokens, image = self.transformer.attend(
@@ -149,6 +150,15 @@ class MaskDecoder(nn.Module):
             pixels = last_act(linear(act(pixels), expand_again, bias_again))  # [b, n, 4, 4*C/8]
             logits.append(torch.bmm(hyper, pixels.reshape(len(image), -1, hyper.shape[2]).transpose(1, 2)))
         return torch.cat(logits, dim=2)
+
+
+def split_groups(dense: Tensor | None, groups: list[tuple[slice, slice]]) -> Sequence[Tensor | None]:
+    """[B, Q, N, C] -> [b, N, C] of each group. Not slices: the backward pass of each would be as large as the whole."""
+    if dense is None:
+        return [None] * len(groups)
+    B, Q = dense.shape[:2]
+    sizes = [len(range(*images.indices(B))) * len(range(*prompts.indices(Q))) for images, prompts in groups]
+    return dense.flatten(0, 1).split(sizes)
 
 
 def doubling(conv: nn.ConvTranspose2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

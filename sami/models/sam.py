@@ -12,7 +12,7 @@ from sami.models.prompt_encoder import PATCH_SIZE, PromptEncoder
 from sami.models.two_way_transformer import ImageSide
 
 PREPROCESS = ("pad", "squash")
-DECODERS = ("sam", "efficient_sam")
+DECODERS = ("sam", "sam_drawn_boxes", "efficient_sam")
 
 
 class Sam(nn.Module):
@@ -24,7 +24,9 @@ class Sam(nn.Module):
         image_size: pixels per side of the square that it was made for.
         preprocess: how a photo gets there: "pad", longest side and zeros to the right and below (SAM), or "squash",
             both sides on their own (EfficientSAM).
-        decoder: "sam", or "efficient_sam", which knows neither background points nor mask prompts.
+        decoder: "sam"; or "sam_drawn_boxes", SAM's with the same weights, where a box that comes without a mask prompt
+            is also drawn as one (this project's own: it learns what a box is in a fraction of the steps, see README);
+            or "efficient_sam", which knows neither background points nor mask prompts.
 
     Raises:
         ValueError: unknown `preprocess` or `decoder`, or `image_size` is not a multiple of 16.
@@ -41,9 +43,11 @@ class Sam(nn.Module):
         if image_size <= 0 or image_size % PATCH_SIZE:
             raise ValueError(f"image_size={image_size}: give a multiple of {PATCH_SIZE} pixels")
         self.name, self.image_size, self.preprocess, self.decoder = name, image_size, preprocess, decoder
+        self.draws_boxes = decoder == "sam_drawn_boxes"
+        variant = "sam" if self.draws_boxes else decoder
         self.image_encoder = image_encoder
-        self.prompt_encoder = PromptEncoder(variant=decoder)
-        self.mask_decoder = MaskDecoder(variant=decoder)
+        self.prompt_encoder = PromptEncoder(variant=variant)
+        self.mask_decoder = MaskDecoder(variant=variant)
 
     @property
     def device(self) -> torch.device:
@@ -104,7 +108,11 @@ class Sam(nn.Module):
         side = self.prepare(image_embeddings) if isinstance(image_embeddings, Tensor) else image_embeddings
         self.check_shapes(side, point_coords, point_labels, mask_input)
         sparse, visible = self.prompt_encoder.encode_points(point_coords, point_labels, side.grid_size)
-        dense = None if mask_input is None else self.prompt_encoder.encode_masks(mask_input)
+        dense = None
+        if mask_input is not None:
+            dense = self.prompt_encoder.encode_masks(mask_input)
+        elif self.draws_boxes:
+            dense = self.prompt_encoder.encode_drawn_boxes(point_coords, point_labels, side.grid_size)
         return self.mask_decoder(side, sparse, visible, dense, multimask_output=multimask_output)
 
     def check_shapes(

@@ -117,6 +117,33 @@ def noisy_box(masks: Tensor, noise: Tensor, *, std: float = 0.1, max_noise: floa
     return torch.minimum(moved.clamp(min=0), limit), labels
 
 
+def draw_boxes(
+    point_coords: Tensor, point_labels: Tensor, *, size: tuple[int, int], cell: float
+) -> tuple[Tensor, Tensor]:
+    """Boxes as mask prompts: logits that are positive inside.
+
+    They grow with the distance to the nearest edge, 4 per cell up to 8, so that they also tell where in its cell an
+    edge lies, and where a box is that holds no cell's centre.
+
+    Args:
+        point_coords: [B, Q, P, 2] (x, y) pixels; a box is its two corners, among other points or alone.
+        point_labels: [B, Q, P].
+        size: (h, w) cells of the drawing.
+        cell: pixels per cell.
+
+    Returns:
+        [B, Q, h, w] logits, and [B, Q] bool, whether the prompt has a box; without, the logits mean nothing.
+    """
+    corners = [
+        point_coords.masked_fill((point_labels != label).unsqueeze(-1), 0).sum(dim=2)[..., None, None, :] / cell
+        for label in (TOP_LEFT, BOTTOM_RIGHT)
+    ]  # [B, Q, 1, 1, 2] each, cells
+    y, x = (torch.arange(side, device=point_coords.device) + 0.5 for side in size)
+    centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # [h, w, 2]
+    inside = torch.minimum(centres - corners[0], corners[1] - centres).amin(dim=-1)  # [B, Q, h, w] cells
+    return (4 * inside).clamp(-8, 8), (point_labels == TOP_LEFT).any(dim=-1)
+
+
 def choose_prompts(first: Prompts, second: Prompts, take_first: Tensor) -> Prompts:
     """For each object ([B, Q] bool) one prompt or the other, the shorter ones padded."""
     most = max(first[1].shape[2], second[1].shape[2])

@@ -7,7 +7,7 @@ from conftest import encode
 from masked_photos import draw_masks, rle, sa1b_record, write_coco, write_sa1b_folder
 
 from sami.data.mask_sources import MaskedPhoto, Sa1bFolder, open_mask_source
-from sami.data.mask_views import NUM_NOISE, MaskFrame, TrainMaskViews, make_view
+from sami.data.mask_views import NUM_NOISE, MaskFrame, TrainMaskViews, draw_window, make_view
 from sami.data.order import ShuffledOrder
 from sami.data.transforms import BrokenImage
 from sami.ops.rle import encode_mask
@@ -73,6 +73,47 @@ def test_masks_lie_where_the_image_shows_them(preprocess, flip, size, mask_side)
     height, width = view.input_size
     assert (height, width) == ((64, 64) if preprocess == "squash" else frame.of(size).input_size)
     assert not view.image[:, height:].any() and not view.image[:, :, width:].any()
+
+
+@pytest.mark.parametrize("preprocess", ["squash", "pad"])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("mask_side", [64, 16])
+def test_masks_lie_where_a_window_shows_them(preprocess, flip, mask_side) -> None:
+    """Random windows of random photos; also where a cell is cut by the window's edge."""
+    frame, cell = MaskFrame(64, mask_side, preprocess, 0.9), 64 // mask_side
+    seen = set()
+    for seed in range(12):
+        photo, _ = painted(90, 130, seed=seed)
+        rng = np.random.default_rng(seed)
+        view = make_view(photo, frame, rng, num_masks=1, flip=flip, min_crop=0.2)
+        (mask,), white = view.masks, view.image[0].float() / 255
+        mask = mask.float().repeat_interleave(cell, 0).repeat_interleave(cell, 1)
+        assert (mask - white).abs().mean() < 0.02 * cell**0.5
+        height, width = view.input_size
+        assert not view.image[:, height:].any() and not view.image[:, :, width:].any()
+        seen.add(round(float(white.mean()), 3))
+    assert len(seen) == 12
+
+
+def test_a_window_has_the_photos_shape_and_the_area_that_was_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    windows = np.array([draw_window((300, 400), rng, min_area=0.25) for _ in range(2000)])
+    top, left, height, width = windows.T
+    assert (top >= 0).all() and (left >= 0).all() and (top + height).max() <= 300 and (left + width).max() <= 400
+    assert (abs(height / width - 0.75) < 0.01).all()
+    areas = height * width / 120_000
+    assert 0.249 < areas.min() < 0.26 and 0.99 < areas.max() <= 1 and abs(areas.mean() - 0.625) < 0.02
+    assert left.min() == 0 and (left + width).max() == 400
+
+
+def test_a_window_without_masks_gives_way_to_the_photo() -> None:
+    masks = np.zeros((64, 64), dtype=bool)
+    masks[:2, :2] = True
+    photo = MaskedPhoto(encode(np.zeros((64, 64, 3), dtype=np.uint8)), [rle(masks)])
+    frame = MaskFrame(64, 64, "squash", 0.9)
+    views = [make_view(photo, frame, np.random.default_rng(s), num_masks=1, flip=0, min_crop=0.1) for s in range(20)]
+    whole = [torch.equal(view.masks[0], torch.from_numpy(masks)) for view in views]
+    assert sum(whole) > 10
 
 
 def test_longest_side_is_rounded_as_sam_does() -> None:

@@ -32,7 +32,7 @@ def inputs(B: int = 2, Q: int = 3, P: int = 2, *, seed: int = 1) -> tuple[Tensor
 
 def ragged_labels(decoder: str) -> Tensor:
     """Two images, three prompts: a click, two or more clicks, a box with and without a click, and nothing."""
-    other = 0 if decoder == "sam" else 1
+    other = 1 if decoder == "efficient_sam" else 0
     rows = [[1, -1, -1], [1, other, -1], [2, 3, -1], [1, 2, 3], [1, other, 1], [-1, -1, -1]]
     return torch.tensor(rows).view(2, 3, 3)
 
@@ -77,7 +77,7 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor])
         assert (found[name] - value).abs().max() <= 1e-9 * scale, name
 
 
-@pytest.mark.parametrize("decoder", ["sam", "efficient_sam"])
+@pytest.mark.parametrize("decoder", ["sam", "sam_drawn_boxes", "efficient_sam"])
 @pytest.mark.parametrize("multimask_output", [True, False])
 @pytest.mark.parametrize("budget", [SIDE * SIDE, 2 * SIDE * SIDE, 100 * SIDE * SIDE])
 def test_a_call_equals_single_calls(decoder, multimask_output, budget, monkeypatch):

@@ -12,6 +12,7 @@ from sami.ops.prompts import (
     central_click,
     central_correction,
     choose_prompts,
+    draw_boxes,
     noisy_box,
     pad_prompts,
     random_correction,
@@ -141,3 +142,29 @@ def test_scaled_clicks_stay_on_the_centre_of_what_they_cover() -> None:
     labels = torch.tensor([[[FOREGROUND, TOP_LEFT, BOTTOM_RIGHT]]])
     scaled, same = scale_prompts((coords, labels), 4)
     assert scaled[0, 0].tolist() == [[1.5, 1.5], [12, 20], [16, 24]] and torch.equal(same, labels)
+
+
+def test_drawn_boxes_are_positive_inside_and_tell_where_in_a_cell_the_edge_is() -> None:
+    nan = float("nan")
+    coords = torch.tensor([[8.0, 4], [24, 10], [nan, nan], [1, 1]]).view(1, 1, 4, 2)
+    logits, given = draw_boxes(coords, torch.tensor([[[2, 3, -1, 1]]]), size=(6, 8), cell=4.0)
+    assert logits.shape == (1, 1, 6, 8) and given.tolist() == [[True]]
+    y, x = torch.meshgrid(torch.arange(6) + 0.5, torch.arange(8) + 0.5, indexing="ij")
+    inside = (x > 2) & (x < 6) & (y > 1) & (y < 2.5)  # the box in cells
+    assert torch.equal(logits[0, 0] > 0, inside)
+    assert logits[0, 0, 1, 3] == 4 * 0.5 and logits[0, 0, 2, 3] == 0  # half a cell from the top, on the lower edge
+    assert logits.min() == -8
+    moved, _ = draw_boxes(coords + torch.tensor([0, 0.5]), torch.tensor([[[2, 3, -1, 1]]]), size=(6, 8), cell=4.0)
+    assert moved[0, 0, 1, 3] < logits[0, 0, 1, 3]
+
+
+def test_a_drawn_box_that_holds_no_centre_is_still_seen() -> None:
+    coords = torch.tensor([[4.1, 4.1], [5, 5]]).view(1, 1, 2, 2)
+    logits, _ = draw_boxes(coords, torch.tensor([[[2, 3]]]), size=(4, 4), cell=4.0)
+    assert logits.max() < 0 and logits.argmax() == 5 and (logits > -8).sum() > 1
+
+
+def test_prompts_without_a_box_have_none_to_draw() -> None:
+    labels = torch.tensor([[[1, -1], [2, 3], [-1, -1]]])
+    _, given = draw_boxes(torch.ones(1, 3, 2, 2), labels, size=(4, 4), cell=4.0)
+    assert given.tolist() == [[False, True, False]]
