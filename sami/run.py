@@ -1,7 +1,8 @@
 """One run of training, started or continued: what the entries that train have in common."""
 
+import fcntl
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytorch_lightning as pl
 import torch
@@ -51,7 +52,7 @@ def train(
         results: what lies in the run's folder at the end, for the last line.
 
     Raises:
-        ValueError: see `start_step`.
+        ValueError: see `start_step` and `hold_folder`.
     """
     last = Path(cfg.run_dir, "last.ckpt")
     on_cpu = cfg.trainer.accelerator == "auto" and not torch.cuda.is_available()  # Apple's GPUs have no float64
@@ -71,6 +72,7 @@ def train(
     plan: Plan = instantiate(cfg.schedule).plan(num_photos=data.num_photos, world_size=trainer.world_size)
     plan.steer(trainer, data, validate_every_epochs=cfg.validate_every_epochs)
     method.plan = plan
+    lock = hold_folder(last.parent) if trainer.is_global_zero else None
     say(f"{data.num_photos} photos; {plan}")
     for logger in trainer.loggers:
         logger.log_hyperparams(contract)
@@ -85,6 +87,23 @@ def train(
         trainer.validate(method, data, verbose=False)
     trainer.fit(method, data, ckpt_path=str(last) if step else None)
     say(f"finished: {results} are in {last.parent}")
+    if lock:
+        lock.close()
+
+
+def hold_folder(folder: Path) -> TextIO:
+    """Keeps other processes from training in `folder` while the result is open and this process lives.
+
+    Raises:
+        ValueError: another one trains there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / ".lock", "w")  # noqa: SIM115
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not kept alive by forked loading processes
+    except BlockingIOError as error:
+        raise ValueError(f"another process is training in {folder}: wait for it, or give another name=") from error
+    return lock
 
 
 def start_step(last: Path, trainer: pl.Trainer, contract: dict[str, Any]) -> int:

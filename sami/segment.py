@@ -10,6 +10,7 @@ a box describe one object; several boxes, without points, one object each.
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def segment(options: argparse.Namespace) -> None:
     """Reads, predicts, prints and writes.
 
     Raises:
-        ValueError: see `read_photo`, `build_sam` and `read_prompt`; nothing has been written then.
+        ValueError: see `read_points`, `read_photo`, `check_outputs` and `build_sam`; nothing has been written then.
     """
     points, labels = read_points(options.point)
     boxes = [read_numbers(box, "--box", (4,)) for box in options.box]
@@ -63,6 +64,7 @@ def segment(options: argparse.Namespace) -> None:
     if points and len(boxes) > 1:
         raise ValueError("points and several boxes: give one box with the points, or the boxes alone")
     image = read_photo(options.photo)
+    check_outputs(options)
     sam = build_sam(options.model, options.checkpoint, image_size=options.image_size)
     keep_freed_memory()
     predictor = SamPredictor(sam.to(choose_device(options.device)))
@@ -117,17 +119,35 @@ def encode_rle(mask: np.ndarray) -> dict[str, object]:
     return {"size": list(mask.shape), "counts": counts_to_string(encode_mask(torch.from_numpy(mask))).decode()}
 
 
+def check_outputs(options: argparse.Namespace) -> None:
+    """Finds out before the work is done whether its results can be written.
+
+    Raises:
+        ValueError: Pillow knows no format of that name, or something else is in the way.
+    """
+    if Path(options.output).suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--output {options.output}: give a name that ends in .png or .jpg")
+    for option, path in (("output", options.output), ("rle", options.rle)):
+        if path and Path(path).is_dir():
+            raise ValueError(f"--{option} {path} is a folder: give a file's name")
+        nearest = next((folder for folder in Path(path).absolute().parents if folder.exists()), None) if path else None
+        if nearest and not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+            raise ValueError(f"--{option} {path}: {nearest} is no folder that can be written to")
+    if options.masks and Path(options.masks).is_file():
+        raise ValueError(f"--masks {options.masks} is a file: give a folder")
+
+
 def save_picture(picture: Image.Image, path: str | Path) -> None:
     """In the format of the name, folders made.
 
     Raises:
-        ValueError: Pillow knows no such format.
+        ValueError: it cannot be written, as on a full disk.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         picture.save(path)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be written ({error}): give a name that ends in .png or .jpg") from error
+        raise ValueError(f"{path} cannot be written: {error}") from error
 
 
 def read_points(texts: list[str]) -> tuple[list[list[float]], list[int]]:

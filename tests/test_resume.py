@@ -1,7 +1,10 @@
 """A run that was killed and continued is the run that was never killed, bit for bit."""
 
 import csv
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from runs import run_pretrain, start_pretrain
 from safetensors.torch import load_file
 
 from sami.methods.preemption import EXIT_REQUEUE
+from sami.run import hold_folder
 
 
 def data_overrides(root: Path, kind: str, num_workers: int) -> list[str]:
@@ -108,3 +112,25 @@ def test_another_recipe_is_refused_another_machine_is_not(tmp_path: Path) -> Non
     seen = [row[2] for row in read_record(tmp_path / "record.csv")]
     assert seen == [str([first, first + 1]) for first in range(24, 120, 2)]
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 15
+
+
+def test_one_process_trains_in_a_folder_and_a_killed_one_leaves_no_lock(tmp_path) -> None:
+    """Not even while its forked children, as loading processes are, live on."""
+    code = (
+        "import os, sys, time; from pathlib import Path; from sami.run import hold_folder\n"
+        "lock = hold_folder(Path(sys.argv[1])); child = os.fork()\n"
+        "print(child, flush=True) if child else None\n"
+        "time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        child = int(other.stdout.readline())
+        try:
+            with pytest.raises(ValueError, match="another process is training in .*run: wait for it, or give"):
+                hold_folder(tmp_path / "run")
+            other.kill()
+            other.wait()
+            hold_folder(tmp_path / "run").close()
+        finally:
+            other.kill()
+            os.kill(child, signal.SIGKILL)

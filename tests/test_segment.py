@@ -80,16 +80,28 @@ def test_when_the_best_of_three_is_taken():
         (["--point", "4,5", "--model", "mobile_sam"], "saved with name=efficient_sam_vitt"),
         (["--point", "4,5", "--image-size", "512"], "saved with image_size=64"),
         (["--point", "4,5", "--device", "tpu"], "--device tpu"),
-        (["--point", "4,5", "--output", "masks.xyz"], "cannot be written"),
+        (["--point", "4,5", "--output", "masks.xyz"], "--output masks.xyz: give a name that ends in .png"),
+        (["--point", "4,5", "--output", "folder.png"], "--output folder.png is a folder"),
+        (["--point", "4,5", "--rle", "file/masks.json"], "--rle file/masks.json"),
+        (["--point", "4,5", "--masks", "file"], "--masks file is a file"),
     ],
 )
 def test_mistakes_are_answered_with_a_sentence(photo, checkpoint, arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as stopped:
         main([photo, *arguments, "--checkpoint", checkpoint])
     error = capsys.readouterr().err
     assert stopped.value.code == 2
     assert message in error and "Traceback" not in error
+
+
+def test_wrong_places_for_results_are_told_before_the_work_is_done(photo, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        main([photo, "--point=4,5", "--checkpoint=never_read.pt", f"--output={tmp_path}/file/masks.png"])
+    assert "is no folder that can be written to" in capsys.readouterr().err
 
 
 def test_files_that_are_missing_or_wrong(photo, checkpoint, capsys, tmp_path):

@@ -123,8 +123,11 @@ def make_view(
 
 
 def draw_window(size: tuple[int, int], rng: np.random.Generator, *, min_area: float) -> Window:
-    """A part of a photo of this (H, W) and of its shape, anywhere; its area is uniform between `min_area` and all."""
-    side = math.sqrt(rng.uniform(min_area, 1))
+    """A part of a photo of this (H, W) and of its shape, anywhere, with at least this fraction of its area.
+
+    The logarithm of the area is uniform, so that objects are magnified once or twice as often as twice or four times.
+    """
+    side = min_area ** (rng.random() / 2)
     height, width = (max(1, round(own * side)) for own in size)
     return int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1)), height, width
 

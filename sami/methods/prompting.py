@@ -66,7 +66,7 @@ class PromptProtocol(Protocol):
 class SamProtocol:
     """An imagined annotator who corrects (arXiv:2304.02643, App. A).
 
-    First a click or a noisy box, with equal chance, answered by three candidates. Then clicks anywhere in the error
+    First a click or a noisy box, answered by three candidates. Then clicks anywhere in the error
     region of the mask of highest predicted IoU, whose logits are given back as mask prompt, answered by one candidate.
     Rounds without a new click let the model improve on its own mask: the last, and one that is drawn for each object.
     No gradient flows from one round into the one before.
@@ -77,24 +77,33 @@ class SamProtocol:
         num_repeats: rounds without a new click: 2 in the paper, 1 for the last only, or 0.
         box_noise: standard deviation of the box's displacement as a fraction of its side.
         max_box_noise: its bound as a fraction of the model frame's side; the paper's 20 pixels of 1024.
+        box_chance: of the first prompt to be a box; the paper's is a half.
 
     Raises:
-        ValueError: a number of rounds that makes no sense, or more than there is noise for.
+        ValueError: a chance outside [0, 1], a number of rounds that makes no sense, or more than there is noise for.
     """
 
     multimask = False
     first_correction = 7  # the noise before: click or box, the click, four for the box, the round that repeats
 
     def __init__(
-        self, *, num_clicks: int, num_repeats: int, box_noise: float = 0.1, max_box_noise: float = 20 / 1024
+        self,
+        *,
+        num_clicks: int,
+        num_repeats: int,
+        box_noise: float = 0.1,
+        max_box_noise: float = 20 / 1024,
+        box_chance: float = 0.5,
     ) -> None:
+        if not 0 <= box_chance <= 1:
+            raise ValueError(f"box_chance={box_chance}: give a number from 0 to 1")
         if not 0 <= num_clicks <= NUM_NOISE - self.first_correction - 1 or num_repeats not in (0, 1, 2):
             raise ValueError(
                 f"num_clicks={num_clicks}, num_repeats={num_repeats}: give 0 to "
                 f"{NUM_NOISE - self.first_correction - 1} clicks and 0, 1 or 2 repeats"
             )
         self.num_clicks, self.num_repeats = num_clicks, num_repeats
-        self.box_noise, self.max_box_noise = box_noise, max_box_noise
+        self.box_noise, self.max_box_noise, self.box_chance = box_noise, max_box_noise, box_chance
 
     @property
     def num_rounds(self) -> int:
@@ -106,7 +115,7 @@ class SamProtocol:
         cell = side / masks.shape[-1]  # model pixels per pixel of the masks
         click = uniform_clicks(masks, noise[..., 1:2])
         box = noisy_box(masks, noise[..., 2:6], std=self.box_noise, max_noise=self.max_box_noise * side / cell)
-        prompts = choose_prompts(click, box, noise[..., 0] < 0.5)
+        prompts = choose_prompts(click, box, noise[..., 0] < 1 - self.box_chance)
         # among the rounds between first and last; drawn for each object, so that no round is special to a batch
         repeated = 1 + (noise[..., 6] * (self.num_clicks + 1)).floor() if self.num_repeats == 2 else None  # [B, Q]
         mask_input = None

@@ -9,7 +9,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from sami.ops.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, PADDING, TOP_LEFT, draw_boxes
+from sami.ops.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, PADDING, TOP_LEFT
 
 PATCH_SIZE = 16  # pixels per image token, in every SAM
 
@@ -113,13 +113,8 @@ class PromptEncoder(nn.Module):
         dense = self.mask_downscaling(mask_input.flatten(0, 1).unsqueeze(1))  # [B*Q, C, gh, gw]
         return dense.flatten(2).transpose(1, 2).unflatten(0, mask_input.shape[:2])
 
-    def encode_drawn_boxes(self, point_coords: Tensor, point_labels: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """Boxes, drawn as if they were mask prompts, -> dense embeddings [B, Q, N, C]; without a box, those of no mask.
-
-        Arguments as of `encode_points`.
-        """
-        gh, gw = grid_size
-        logits, given = draw_boxes(point_coords, point_labels, size=(4 * gh, 4 * gw), cell=PATCH_SIZE / 4)
-        logits = logits.to(self.no_mask_embed.weight.dtype)
-        given = given[..., None, None].to(logits.dtype)  # factors: torch.where takes five times as long on a CPU
-        return self.encode_masks(logits) * given + self.no_mask_embed.weight[0] * (1 - given)
+    def encode_drawings(self, drawn: Tensor, given: Tensor) -> Tensor:
+        """`encode_masks` of [B, Q, 4*gh, 4*gw] logits where `given` ([B, Q] bool), elsewhere what stands for no mask."""
+        weight = self.no_mask_embed.weight[0]
+        given = given[..., None, None].to(weight.dtype)  # factors: torch.where takes five times as long on a CPU
+        return self.encode_masks(drawn.to(weight.dtype)) * given + weight * (1 - given)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from sami.models.mask_decoder import MaskDecoder
 from sami.models.prompt_encoder import PATCH_SIZE, PromptEncoder
 from sami.models.two_way_transformer import ImageSide
+from sami.ops.prompts import draw_prompts
 
 PREPROCESS = ("pad", "squash")
-DECODERS = ("sam", "sam_drawn_boxes", "efficient_sam")
+DECODERS = ("sam", "sam_drawn_prompts", "efficient_sam")
 
 
 class Sam(nn.Module):
@@ -24,7 +25,7 @@ class Sam(nn.Module):
         image_size: pixels per side of the square that it was made for.
         preprocess: how a photo gets there: "pad", longest side and zeros to the right and below (SAM), or "squash",
             both sides on their own (EfficientSAM).
-        decoder: "sam"; or "sam_drawn_boxes", SAM's with the same weights, where a box that comes without a mask prompt
+        decoder: "sam"; or "sam_drawn_prompts", SAM's with the same weights, where a box that comes without a mask prompt
             is also drawn as one (this project's own: it learns what a box is in a fraction of the steps, see README);
             or "efficient_sam", which knows neither background points nor mask prompts.
 
@@ -43,8 +44,8 @@ class Sam(nn.Module):
         if image_size <= 0 or image_size % PATCH_SIZE:
             raise ValueError(f"image_size={image_size}: give a multiple of {PATCH_SIZE} pixels")
         self.name, self.image_size, self.preprocess, self.decoder = name, image_size, preprocess, decoder
-        self.draws_boxes = decoder == "sam_drawn_boxes"
-        variant = "sam" if self.draws_boxes else decoder
+        self.draws_prompts = decoder == "sam_drawn_prompts"
+        variant = "sam" if self.draws_prompts else decoder
         self.image_encoder = image_encoder
         self.prompt_encoder = PromptEncoder(variant=variant)
         self.mask_decoder = MaskDecoder(variant=variant)
@@ -108,12 +109,16 @@ class Sam(nn.Module):
         side = self.prepare(image_embeddings) if isinstance(image_embeddings, Tensor) else image_embeddings
         self.check_shapes(side, point_coords, point_labels, mask_input)
         sparse, visible = self.prompt_encoder.encode_points(point_coords, point_labels, side.grid_size)
-        dense = None
-        if mask_input is not None:
-            dense = self.prompt_encoder.encode_masks(mask_input)
-        elif self.draws_boxes:
-            dense = self.prompt_encoder.encode_drawn_boxes(point_coords, point_labels, side.grid_size)
-        return self.mask_decoder(side, sparse, visible, dense, multimask_output=multimask_output)
+        dense = None if mask_input is None else self.prompt_encoder.encode_masks(mask_input)
+        if not self.draws_prompts:
+            return self.mask_decoder(side, sparse, visible, dense, multimask_output=multimask_output)
+        gh, gw = side.grid_size
+        drawn, given = draw_prompts(point_coords, point_labels, size=(4 * gh, 4 * gw), cell=PATCH_SIZE / 4)
+        if dense is None:
+            dense = self.prompt_encoder.encode_drawings(drawn, given.any(dim=-1))
+        low_res_masks, ious = self.mask_decoder(side, sparse, visible, dense, multimask_output=multimask_output)
+        lowest = torch.where(given[..., :1, None], -8.0, -1.0)  # [B, Q, 1, 1]: nothing outside a box; a disc is a guess
+        return low_res_masks + torch.clamp(drawn, lowest, torch.ones_like(lowest)).unsqueeze(2), ious
 
     def check_shapes(
         self, side: ImageSide, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor | None

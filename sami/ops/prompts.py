@@ -19,6 +19,7 @@ from sami.ops.masks import innermost_pixel
 FOREGROUND, BACKGROUND = 1, 0
 TOP_LEFT, BOTTOM_RIGHT = 2, 3
 PADDING = -1
+DISC = 1 / 12  # of the longer side: about the best radius of a fixed disc, see `sami.metrics.mask_iou`
 
 Prompts = tuple[Tensor, Tensor]  # point_coords [B, Q, P, 2] (x, y) pixels, point_labels [B, Q, P]
 
@@ -117,13 +118,13 @@ def noisy_box(masks: Tensor, noise: Tensor, *, std: float = 0.1, max_noise: floa
     return torch.minimum(moved.clamp(min=0), limit), labels
 
 
-def draw_boxes(
+def draw_prompts(
     point_coords: Tensor, point_labels: Tensor, *, size: tuple[int, int], cell: float
 ) -> tuple[Tensor, Tensor]:
-    """Boxes as mask prompts: logits that are positive inside.
+    """Prompts as pictures: logits that are positive in the box, or in discs around the foreground clicks without one.
 
-    They grow with the distance to the nearest edge, 4 per cell up to 8, so that they also tell where in its cell an
-    edge lies, and where a box is that holds no cell's centre.
+    They grow with the distance to the edge, 4 per cell up to 8, so that they also tell where in its cell an edge lies,
+    and where a box is that holds no cell's centre. A disc's radius is `DISC` of the drawing's longer side.
 
     Args:
         point_coords: [B, Q, P, 2] (x, y) pixels; a box is its two corners, among other points or alone.
@@ -132,16 +133,26 @@ def draw_boxes(
         cell: pixels per cell.
 
     Returns:
-        [B, Q, h, w] logits, and [B, Q] bool, whether the prompt has a box; without, the logits mean nothing.
+        [B, Q, h, w] logits, all 0 where there is neither box nor foreground click, and [B, Q, 2] bool, whether there
+        is a box, and whether there is a disc.
     """
+    y, x = (torch.arange(side, device=point_coords.device) + 0.5 for side in size)
+    centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # [h, w, 2]
     corners = [
         point_coords.masked_fill((point_labels != label).unsqueeze(-1), 0).sum(dim=2)[..., None, None, :] / cell
         for label in (TOP_LEFT, BOTTOM_RIGHT)
     ]  # [B, Q, 1, 1, 2] each, cells
-    y, x = (torch.arange(side, device=point_coords.device) + 0.5 for side in size)
-    centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # [h, w, 2]
-    inside = torch.minimum(centres - corners[0], corners[1] - centres).amin(dim=-1)  # [B, Q, h, w] cells
-    return (4 * inside).clamp(-8, 8), (point_labels == TOP_LEFT).any(dim=-1)
+    in_box = torch.minimum(centres - corners[0], corners[1] - centres).amin(dim=-1)  # [B, Q, h, w] cells
+    clicked = point_labels == FOREGROUND
+    clicks = (point_coords.masked_fill(~clicked.unsqueeze(-1), -math.inf) + 0.5) / cell  # [B, Q, P, 2], pixel centres
+    # as differences: by products, torch's way for so many, distances near 0 are wrong by a hundredth of a cell
+    exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
+    nearest = torch.cdist(clicks.clamp(min=-1e4), centres.flatten(0, 1), **exact).amin(dim=2).unflatten(2, size)
+    in_disc = DISC * max(size) - nearest
+    has_box = (point_labels == TOP_LEFT).any(dim=-1)
+    given = torch.stack([has_box, clicked.any(dim=-1) & ~has_box], dim=-1)
+    box, disc = given[..., None, None].to(in_box.dtype).unbind(2)
+    return (4 * (in_box * box + in_disc * disc)).clamp(-8, 8), given
 
 
 def choose_prompts(first: Prompts, second: Prompts, take_first: Tensor) -> Prompts:

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sami.models import mask_decoder
 from sami.models.build import build_image_encoder
 from sami.models.sam import Sam
+from sami.ops.prompts import draw_prompts
 from sami.predict.released_design import decode_tiled
 from sami.predict.speed import count_flops
 
@@ -77,7 +78,7 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor])
         assert (found[name] - value).abs().max() <= 1e-9 * scale, name
 
 
-@pytest.mark.parametrize("decoder", ["sam", "sam_drawn_boxes", "efficient_sam"])
+@pytest.mark.parametrize("decoder", ["sam", "sam_drawn_prompts", "efficient_sam"])
 @pytest.mark.parametrize("multimask_output", [True, False])
 @pytest.mark.parametrize("budget", [SIDE * SIDE, 2 * SIDE * SIDE, 100 * SIDE * SIDE])
 def test_a_call_equals_single_calls(decoder, multimask_output, budget, monkeypatch):
@@ -273,3 +274,23 @@ def test_unknown_choices():
     ):
         with pytest.raises(ValueError, match=message):
             Sam(encoder, name="test", **options)
+
+
+@pytest.mark.parametrize("multimask_output", [True, False])
+def test_before_training_a_drawn_prompt_is_answered_by_its_drawing(multimask_output):
+    """What the network adds is learned: until then a box is filled, and a click is a disc."""
+    sam = small_sam("sam_drawn_prompts")
+    for network in sam.mask_decoder.output_hypernetworks_mlps:  # as if they had nothing to add
+        torch.nn.init.zeros_(network.layers[2].weight)
+        torch.nn.init.zeros_(network.layers[2].bias)
+    coords = torch.tensor([[[[16.0, 32], [80, 96]], [[63.5, 63.5], [0, 0]], [[1, 1], [0, 0]]]])
+    labels = torch.tensor([[[2, 3], [1, -1], [0, -1]]])
+    embeddings = inputs(B=1)[0]
+    masks, _ = sam.decode(embeddings, coords, labels, multimask_output=multimask_output)
+    drawn, _ = draw_prompts(coords, labels, size=(32, 32), cell=4.0)
+    assert (masks > 0)[0, 0].sum() == masks.shape[2] * 16 * 16
+    for number, lowest in ((0, -8), (1, -1), (2, 0)):
+        expected = drawn[0, number].clamp(lowest, 1).double().expand_as(masks[0, number])
+        torch.testing.assert_close(masks[0, number], expected)
+    again, _ = sam.decode(embeddings, coords, labels, masks[:, :, 0], multimask_output=multimask_output)
+    torch.testing.assert_close(again, masks)  # also beside a mask prompt

@@ -1,7 +1,6 @@
 import torch
 
 from sami.models.prompt_encoder import PromptEncoder
-from sami.ops.prompts import draw_boxes
 
 GRID = (4, 6)  # 64 x 96 pixels
 
@@ -88,12 +87,10 @@ def test_masks_become_one_embedding_per_image_token():
     assert dense.shape == (2, 3, 24, 256)
 
 
-def test_a_drawn_box_is_a_mask_prompt_and_without_a_box_there_is_none():
+def test_drawings_are_mask_prompts_where_they_are_given():
     encoder = PromptEncoder()
-    coords = torch.tensor([[[[16.0, 16], [64, 48]], [[20, 30], [0, 0]]]])
-    labels = torch.tensor([[[2, 3], [1, -1]]])
-    dense = encoder.encode_drawn_boxes(coords, labels, GRID)
+    drawn = torch.randn(1, 2, 16, 24)
+    dense = encoder.encode_drawings(drawn, torch.tensor([[True, False]]))
     assert dense.shape == (1, 2, 24, 256)
-    drawn, _ = draw_boxes(coords, labels, size=(16, 24), cell=4.0)
     torch.testing.assert_close(dense[:, :1], encoder.encode_masks(drawn)[:, :1])
     torch.testing.assert_close(dense[0, 1], encoder.no_mask_embed.weight.expand(24, -1))

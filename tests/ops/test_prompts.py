@@ -12,7 +12,7 @@ from sami.ops.prompts import (
     central_click,
     central_correction,
     choose_prompts,
-    draw_boxes,
+    draw_prompts,
     noisy_box,
     pad_prompts,
     random_correction,
@@ -147,24 +147,35 @@ def test_scaled_clicks_stay_on_the_centre_of_what_they_cover() -> None:
 def test_drawn_boxes_are_positive_inside_and_tell_where_in_a_cell_the_edge_is() -> None:
     nan = float("nan")
     coords = torch.tensor([[8.0, 4], [24, 10], [nan, nan], [1, 1]]).view(1, 1, 4, 2)
-    logits, given = draw_boxes(coords, torch.tensor([[[2, 3, -1, 1]]]), size=(6, 8), cell=4.0)
-    assert logits.shape == (1, 1, 6, 8) and given.tolist() == [[True]]
+    logits, given = draw_prompts(coords, torch.tensor([[[2, 3, -1, 1]]]), size=(6, 8), cell=4.0)
+    assert logits.shape == (1, 1, 6, 8) and given.tolist() == [[[True, False]]]  # a click beside a box draws nothing
     y, x = torch.meshgrid(torch.arange(6) + 0.5, torch.arange(8) + 0.5, indexing="ij")
     inside = (x > 2) & (x < 6) & (y > 1) & (y < 2.5)  # the box in cells
     assert torch.equal(logits[0, 0] > 0, inside)
     assert logits[0, 0, 1, 3] == 4 * 0.5 and logits[0, 0, 2, 3] == 0  # half a cell from the top, on the lower edge
     assert logits.min() == -8
-    moved, _ = draw_boxes(coords + torch.tensor([0, 0.5]), torch.tensor([[[2, 3, -1, 1]]]), size=(6, 8), cell=4.0)
+    moved, _ = draw_prompts(coords + torch.tensor([0, 0.5]), torch.tensor([[[2, 3, -1, 1]]]), size=(6, 8), cell=4.0)
     assert moved[0, 0, 1, 3] < logits[0, 0, 1, 3]
 
 
 def test_a_drawn_box_that_holds_no_centre_is_still_seen() -> None:
     coords = torch.tensor([[4.1, 4.1], [5, 5]]).view(1, 1, 2, 2)
-    logits, _ = draw_boxes(coords, torch.tensor([[[2, 3]]]), size=(4, 4), cell=4.0)
+    logits, _ = draw_prompts(coords, torch.tensor([[[2, 3]]]), size=(4, 4), cell=4.0)
     assert logits.max() < 0 and logits.argmax() == 5 and (logits > -8).sum() > 1
 
 
-def test_prompts_without_a_box_have_none_to_draw() -> None:
-    labels = torch.tensor([[[1, -1], [2, 3], [-1, -1]]])
-    _, given = draw_boxes(torch.ones(1, 3, 2, 2), labels, size=(4, 4), cell=4.0)
-    assert given.tolist() == [[False, True, False]]
+def test_clicks_without_a_box_are_drawn_as_discs_around_the_centres_of_their_pixels() -> None:
+    coords = torch.tensor([[39.5, 19.5], [79.5, 59.5], [120.0, 5]]).view(1, 1, 3, 2)
+    logits, given = draw_prompts(coords, torch.tensor([[[1, 1, 0]]]), size=(24, 36), cell=4.0)
+    assert given.tolist() == [[[False, True]]]
+    y, x = torch.meshgrid(torch.arange(24) + 0.5, torch.arange(36) + 0.5, indexing="ij")
+    distances = [((x - column) ** 2 + (y - row) ** 2).sqrt() for column, row in ((10, 5), (20, 15))]
+    expected = (4 * (3 - torch.minimum(*distances))).clamp(-8, 8)  # 3 cells: a twelfth of 36; background draws nothing
+    torch.testing.assert_close(logits[0, 0], expected)
+
+
+def test_what_is_not_there_is_not_drawn() -> None:
+    labels = torch.tensor([[[0, -1], [2, 3], [1, -1], [-1, -1]]])
+    logits, given = draw_prompts(torch.ones(1, 4, 2, 2), labels, size=(4, 4), cell=4.0)
+    assert given.tolist() == [[[False, False], [True, False], [False, True], [False, False]]]
+    assert not logits[0, [0, 3]].any()
