@@ -126,7 +126,7 @@ def test_one_process_trains_in_a_folder_and_a_killed_one_leaves_no_lock(tmp_path
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         child = int(other.stdout.readline())
         try:
-            with pytest.raises(ValueError, match="another process is training in .*run: wait for it, or give"):
+            with pytest.raises(ValueError, match=r"another process is training in .*run: wait for it, or give"):
                 hold_folder(tmp_path / "run")
             other.kill()
             other.wait()

@@ -25,9 +25,10 @@ class Sam(nn.Module):
         image_size: pixels per side of the square that it was made for.
         preprocess: how a photo gets there: "pad", longest side and zeros to the right and below (SAM), or "squash",
             both sides on their own (EfficientSAM).
-        decoder: "sam"; or "sam_drawn_prompts", SAM's with the same weights, where a box that comes without a mask prompt
-            is also drawn as one (this project's own: it learns what a box is in a fraction of the steps, see README);
-            or "efficient_sam", which knows neither background points nor mask prompts.
+        decoder: "sam"; or "sam_drawn_prompts", SAM's with the same weights, whose prompts are drawn as well (see
+            `draw_prompts`; this project's own, for training from random weights): the drawing is the mask prompt where
+            there is no other, and is added to the logits, so that what is learned is how an object differs from its
+            box; or "efficient_sam", which knows neither background points nor mask prompts.
 
     Raises:
         ValueError: unknown `preprocess` or `decoder`, or `image_size` is not a multiple of 16.
