@@ -104,18 +104,17 @@ def mask_loss(
     logits = enlarge(low_res_masks.float(), masks.shape[-2:])  # [B, Q, K, H, W]
     truth = masks.unsqueeze(2)  # [B, Q, 1, H, W]
     measured = mask_iou(logits.detach() > 0, truth)  # [B, Q, K]
-    with torch.no_grad():  # only the best needs a graph
-        losses = focal_weight * focal_loss(logits, truth) + dice_weight * dice_loss(logits, truth)  # [B, Q, K]
-        best = losses.argmin(dim=-1)[..., None, None, None]
-    chosen = logits.take_along_dim(best, dim=2)[:, :, 0]  # [B, Q, H, W]
+    if logits.shape[2] > 1:
+        with torch.no_grad():  # only the best needs a graph
+            losses = focal_weight * focal_loss(logits, truth) + dice_weight * dice_loss(logits, truth)  # [B, Q, K]
+            best = losses.argmin(dim=-1)[..., None, None, None]
+        logits = logits.take_along_dim(best, dim=2)
+    chosen = logits[:, :, 0]  # [B, Q, H, W]
     focal, dice = focal_loss(chosen, masks), dice_loss(chosen, masks)  # [B, Q] each
     error = (iou_predictions.float() - measured).square().mean(dim=-1)  # [B, Q]
     weight = valid / valid.sum(dim=1, keepdim=True).clamp(min=1) / len(valid)  # [B, Q]
     # where, since padded prompts may hold anything, and 0 * inf is not 0
-    focal, dice, iou = (
-        torch.where(valid, part, 0.0).mul(weight).sum()
-        for part in (focal, dice, error)
-    )
+    focal, dice, iou = (torch.where(valid, part, 0.0).mul(weight).sum() for part in (focal, dice, error))
     return MaskLoss(focal_weight * focal + dice_weight * dice + iou_weight * iou, focal, dice, iou)
 
 

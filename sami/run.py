@@ -101,8 +101,10 @@ def hold_folder(folder: Path) -> TextIO:
     lock = open(folder / ".lock", "w")  # noqa: SIM115
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not kept alive by forked loading processes
-    except BlockingIOError as error:
+    except (BlockingIOError, PermissionError) as error:
         raise ValueError(f"another process is training in {folder}: wait for it, or give another name=") from error
+    except OSError as error:  # some network file systems have no locks
+        say(f"{folder} cannot be locked ({error}): see to it that one process alone trains there")
     return lock
 
 

@@ -2,7 +2,7 @@
 
     python -m sami.segment photo.jpg --point 320,240 --checkpoint sam_vit_b_01ec64.pth --model sam_vit_b
     python -m sami.segment photo.jpg --point 320,240 --point 100,80,0 --box 50,40,400,380 \\
-        --checkpoint runs/finetune/sam.safetensors --output masks.png --masks masks/ --rle masks.json
+        --checkpoint runs/finetune_vit_s/segmenter.safetensors --output masks.png --masks masks/ --rle masks.json
 
 Points are x,y for "this belongs to it", x,y,0 for "this does not", in pixels from the top left corner. All points and
 a box describe one object; several boxes, without points, one object each.
@@ -19,8 +19,7 @@ from PIL import Image
 
 from sami.entry import explain_errors, keep_freed_memory
 from sami.models.build import MODELS, build_sam
-from sami.models.sam import Sam
-from sami.ops.prompts import BACKGROUND, FOREGROUND
+from sami.ops.prompts import BACKGROUND, FOREGROUND, wants_several
 from sami.ops.rle import counts_to_string, encode_mask
 from sami.predict.photo import read_photo
 from sami.predict.picture import draw_masks
@@ -43,7 +42,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="may be given several times")
     parser.add_argument("--checkpoint", required=True, help="a released file, or one of a fine-tuning run")
     parser.add_argument("--model", choices=MODELS, help="needed for released files, which do not say what they are")
-    parser.add_argument("--image-size", type=int, help="pixels per side that the model sees (as trained)")
+    parser.add_argument("--image-size", type=int, help="of a released file: pixels per side that the model sees (1024)")
     parser.add_argument("--output", default="masks.png", help="the photo with the masks on it (masks.png)")
     parser.add_argument("--masks", metavar="FOLDER", help="also write each mask as a black and white PNG")
     parser.add_argument("--rle", metavar="FILE", help="also write the masks as JSON, in COCO's run-length code")
@@ -69,7 +68,7 @@ def segment(options: argparse.Namespace) -> None:
     keep_freed_memory()
     predictor = SamPredictor(sam.to(choose_device(options.device)))
     predictor.set_image(image)
-    multimask = wants_candidates(sam, len(points), len(boxes))
+    multimask = wants_several(sam.several_for, num_clicks=len(points), has_box=bool(boxes))
     masks, ious = [], []
     for box in boxes or [None]:
         prompt = {"point_coords": points or None, "point_labels": labels or None, "box": box}
@@ -80,14 +79,6 @@ def segment(options: argparse.Namespace) -> None:
     for number, (mask, iou) in enumerate(zip(masks, ious, strict=True)):
         print(f"object {number}: predicted IoU {iou:.3f}, {mask.mean():.1%} of the photo")
     write(options, image, np.stack(masks), ious, points, labels, boxes)
-
-
-def wants_candidates(sam: Sam, num_points: int, num_boxes: int) -> bool:
-    """A single point or box may mean several things, so the best of three is taken, as validation of a training does.
-
-    EfficientSAM's decoder always gives three. Training by SAM's protocol asks for one answer only with a mask prompt.
-    """
-    return sam.decoder == "efficient_sam" or num_points + min(num_boxes, 1) == 1
 
 
 def write(
@@ -125,16 +116,17 @@ def check_outputs(options: argparse.Namespace) -> None:
     Raises:
         ValueError: Pillow knows no format of that name, or something else is in the way.
     """
-    if Path(options.output).suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(Path(options.output).suffix.lower()) not in Image.SAVE:
         raise ValueError(f"--output {options.output}: give a name that ends in .png or .jpg")
-    for option, path in (("output", options.output), ("rle", options.rle)):
-        if path and Path(path).is_dir():
+    for option, path in (("output", options.output), ("rle", options.rle), ("masks", options.masks)):
+        if not path:
+            continue
+        if option != "masks" and Path(path).is_dir():
             raise ValueError(f"--{option} {path} is a folder: give a file's name")
-        nearest = next((folder for folder in Path(path).absolute().parents if folder.exists()), None) if path else None
-        if nearest and not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        folder = Path(path).absolute() if option == "masks" else Path(path).absolute().parent
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+        if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
             raise ValueError(f"--{option} {path}: {nearest} is no folder that can be written to")
-    if options.masks and Path(options.masks).is_file():
-        raise ValueError(f"--masks {options.masks} is a file: give a folder")
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:

@@ -9,7 +9,7 @@ from pycocotools import mask as coco
 
 from sami.models.build import build_sam, save_sam
 from sami.models.sam import Sam
-from sami.segment import main, wants_candidates
+from sami.segment import main
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +59,15 @@ def test_several_boxes_are_several_objects(photo, checkpoint, tmp_path, capsys):
     assert capsys.readouterr().out.count("predicted IoU") == 2
 
 
-def test_when_the_best_of_three_is_taken():
+@pytest.mark.parametrize(("several_for", "asked"), [("any", 3), ("lone", 3), ("click", 1)])
+def test_a_lone_box_is_answered_as_the_model_was_trained(photo, tmp_path, monkeypatch, several_for, asked):
     sam = build_sam("efficient_sam_vitt", decoder="sam", image_size=64)
-    assert wants_candidates(sam, 1, 0) and wants_candidates(sam, 0, 1) and wants_candidates(sam, 0, 3)
-    assert not wants_candidates(sam, 2, 0) and not wants_candidates(sam, 1, 1)
-    assert wants_candidates(build_sam("efficient_sam_vitt", image_size=64), 2, 1)
+    sam.several_for = several_for
+    save_sam(sam, tmp_path / "sam.safetensors")
+    seen, decode = [], Sam.decode
+    monkeypatch.setattr(Sam, "decode", lambda *args, **options: seen.append(options) or decode(*args, **options))
+    main([photo, "--box=1,1,30,30", f"--checkpoint={tmp_path}/sam.safetensors", f"--output={tmp_path}/o.png"])
+    assert seen == [{"multimask_output": asked == 3}]
 
 
 @pytest.mark.parametrize(
@@ -81,9 +85,11 @@ def test_when_the_best_of_three_is_taken():
         (["--point", "4,5", "--image-size", "512"], "saved with image_size=64"),
         (["--point", "4,5", "--device", "tpu"], "--device tpu"),
         (["--point", "4,5", "--output", "masks.xyz"], "--output masks.xyz: give a name that ends in .png"),
+        (["--point", "4,5", "--output", "masks.psd"], "--output masks.psd: give a name that ends in .png"),
         (["--point", "4,5", "--output", "folder.png"], "--output folder.png is a folder"),
         (["--point", "4,5", "--rle", "file/masks.json"], "--rle file/masks.json"),
-        (["--point", "4,5", "--masks", "file"], "--masks file is a file"),
+        (["--point", "4,5", "--masks", "file/sub"], "--masks file/sub: "),
+        (["--point", "4,5", "--masks", "file"], "--masks file: "),
     ],
 )
 def test_mistakes_are_answered_with_a_sentence(photo, checkpoint, arguments, message, capsys, monkeypatch, tmp_path):

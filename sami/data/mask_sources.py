@@ -12,7 +12,7 @@ import numpy as np
 from sami.data.order import locate_in_file_order
 from sami.data.sources import IMAGE_EXTENSIONS, ShardSource, list_images
 from sami.data.tar_index import TarIndex, load_index
-from sami.data.transforms import BrokenImage
+from sami.data.transforms import BrokenImage, image_size
 
 
 class MaskedPhoto(NamedTuple):
@@ -20,6 +20,19 @@ class MaskedPhoto(NamedTuple):
 
     image: bytes
     segmentations: list[Any]
+    stated_size: tuple[int, int] | None = None  # (H, W) that the annotations are for; polygons do not say it themselves
+
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the image.
+
+        Raises:
+            BrokenImage: it cannot be read, or the annotations are for another size.
+        """
+        size = image_size(self.image)
+        if self.stated_size not in (None, size):
+            stated, found = ("x".join(map(str, sides)) for sides in (self.stated_size, size))
+            raise BrokenImage(f"its masks are for {stated} pixels, and it has {found} (rotated, or made smaller?)")
+        return size
 
 
 class MaskSource(Protocol):
@@ -131,8 +144,8 @@ class Sa1bFolder:
 class CocoSource:
     """A JSON file in COCO's format and the folder of its images.
 
-    Photos without an object to learn from are left out: COCO has such, and they are not broken. Crowd annotations are
-    left out too, as COCO's own evaluation ignores them: they mark many objects as one.
+    Photos without an object to learn from are left out: COCO has such, and they are not broken. Annotations without a
+    mask are left out too, and those of crowds, which COCO's own evaluation ignores: they mark many objects as one.
 
     Args:
         annotations: the JSON file.
@@ -148,10 +161,11 @@ class CocoSource:
             raise ValueError(f"COCO data needs a file and a folder: annotations={annotations}, images={images}")
         try:
             content = json.loads(Path(annotations).read_bytes())
-            names = {image["id"]: image["file_name"] for image in content["images"]}
-            objects: dict[int, list[Any]] = {number: [] for number in names}
+            images = {image["id"]: image for image in content["images"]}
+            names = {number: image["file_name"] for number, image in images.items()}
+            objects: dict[int, list[Any]] = {number: [] for number in images}
             for annotation in content["annotations"]:
-                if not annotation.get("iscrowd"):
+                if annotation.get("segmentation") and not annotation.get("iscrowd"):
                     objects[annotation["image_id"]].append(annotation["segmentation"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{annotations} is not COCO's format ({type(error).__name__}: {error})") from error
@@ -163,6 +177,7 @@ class CocoSource:
         self.text = np.frombuffer(b"".join(texts), dtype=np.uint8)
         self.ends = np.cumsum([len(text) for text in texts])
         self.files = np.array([os.fsencode(names[number]) for number in kept])
+        self.sizes = np.array([[images[number].get(side, 0) for side in ("height", "width")] for number in kept])
         self.counts = [len(kept)]
         self.fingerprint = hashlib.sha256(b"\n".join(self.files) + self.text.tobytes()).hexdigest()[:16]
 
@@ -181,7 +196,9 @@ class CocoSource:
             image = Path(self.name(unit, row)).read_bytes()
         except OSError as error:
             raise BrokenImage(f"{type(error).__name__}: {error}") from error
-        return MaskedPhoto(image, json.loads(self.text[begin : self.ends[row]].tobytes()))
+        height, width = (int(side) for side in self.sizes[row])
+        segmentations = json.loads(self.text[begin : self.ends[row]].tobytes())
+        return MaskedPhoto(image, segmentations, (height, width) if height and width else None)
 
 
 class JoinedSources:

@@ -18,9 +18,8 @@ from sami.data.order import ShuffledOrder, locate_in_file_order
 from sami.data.segmentations import segmentation_counts
 from sami.data.transforms import BrokenImage, decode, image_size
 from sami.ops.frames import Frame, longest_side_frame, squash_frame
-from sami.ops.rle import mask_cells
+from sami.ops.rle import Window, mask_cells
 
-Window = tuple[int, int, int, int]  # (top, left, height, width) in pixels of the photo
 NUM_NOISE = 32  # uniform numbers per object, from which prompts are drawn
 
 
@@ -59,8 +58,9 @@ class MaskFrame(NamedTuple):
     ) -> Tensor | None:
         """bool [s, s]: the cells of the mask, see `mask_cells`. None for a mask to be left out.
 
-        Left out are masks above `max_area` of the photo and those without a pixel in the window: which ones does not
-        depend on `side` and `mask_side`. The code is not decoded: see `mask_coverage`.
+        Left out are masks above `max_area` of the photo, those without a pixel in the window, and those that fill more
+        of it than `max_area`. Of a whole photo, which ones does not depend on `side` and `mask_side`. The code is not
+        decoded: see `mask_coverage`.
 
         Raises:
             BrokenImage: see `segmentation_counts`.
@@ -75,7 +75,10 @@ class MaskFrame(NamedTuple):
             number = math.ceil(new / cell)  # of cells with photo in them
             borders.append(torch.arange(number + 1, dtype=torch.float64) * (cell * own / new))
         rows, columns = borders
-        masks = mask_cells(counts, size, top + rows, left + width - columns if flip else left + columns)
+        columns = left + width - columns if flip else left + columns
+        masks = mask_cells(counts, size, top + rows, columns, window)  # beyond a window's edge the photo goes on
+        if window and masks.float().mean() > self.max_area:
+            return None
         masks = F.pad(masks, (0, self.mask_side - masks.shape[1], 0, self.mask_side - masks.shape[0]))
         return masks if masks.any() else None
 
@@ -104,7 +107,7 @@ def make_view(
     Raises:
         BrokenImage: the image or one of the masks that were drawn cannot be used, or no mask is left.
     """
-    size = image_size(photo.image)
+    size = photo.size()
     flipped = bool(rng.random() < flip)
     order = rng.permutation(len(photo.segmentations))
     window = draw_window(size, rng, min_area=min_crop) if min_crop < 1 else None

@@ -14,7 +14,7 @@ from sami.data.mask_sources import MaskedPhoto, MaskSource
 from sami.data.mask_views import MaskFrame, draw_noise
 from sami.data.order import locate_in_file_order
 from sami.data.segmentations import segmentation_counts
-from sami.data.transforms import BrokenImage, image_size
+from sami.data.transforms import BrokenImage
 from sami.data.views import PADDING
 from sami.ops.frames import Frame
 from sami.ops.rle import decode_mask, mask_cells
@@ -68,7 +68,7 @@ def draw_objects(photo: MaskedPhoto, frame: MaskFrame, rng: np.random.Generator,
     Raises:
         BrokenImage: the image or one of the masks that were drawn cannot be read, or no mask has a pixel.
     """
-    size = image_size(photo.image)
+    size = photo.size()
     counts: list[Tensor] = []
     for number in rng.permutation(len(photo.segmentations)):
         if len(counts) == num_masks:

@@ -73,19 +73,22 @@ class MaskPictures(ValidationPictures):
                 grid = objects.frame.shrunk(objects.frame.image_size)
                 masks, noise = (tensor.to(pl_module.device) for tensor in objects.take(slice(self.num_masks), grid))
                 answers = masks_from_prompts(
-                    decode, masks, point_at(masks, noise), grid, multimask=pl_module.protocol.multimask
+                    decode, masks, point_at(masks, noise), grid, several_for=pl_module.model.several_for
                 )
                 found = {"true masks": masks, **dict(answers)}
-                photo = photo_of(batch["image"][row : row + 1], grid).cpu()
+                photo = photo_of(batch["image"][row : row + 1], grid)
                 shown = [paint(photo, found[kind][0].cpu()) for kind in ("true masks", *COLUMNS)]
                 rows.append([photo, *shown])
         return draw_sheet(rows, ("photo", "true masks", *COLUMNS.values())) if rows else None
 
 
 def photo_of(image: Tensor, grid: Frame) -> Tensor:
-    """The normalised square [1, 3, S, S] -> the photo in it on a grid, uint8 [3, H, W]."""
+    """The normalised square [1, 3, S, S] -> the photo in it on a grid, uint8 [3, H, W], on the CPU.
+
+    Where it is, since no GPU resizes uint8 with antialiasing.
+    """
     height, width = grid.input_size
-    photo = denormalize(image)[:, :, :height, :width]
+    photo = denormalize(image.cpu())[:, :, :height, :width]
     return F.interpolate(photo, grid.original_size, mode="bilinear", antialias=True)[0]
 
 

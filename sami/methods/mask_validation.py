@@ -18,7 +18,15 @@ from sami.methods.prompting import Decode, most_confident
 from sami.metrics.mask_iou import BestDiscIoU, PromptedIoU
 from sami.ops.frames import Frame
 from sami.ops.masks import mask_iou
-from sami.ops.prompts import Prompts, add_clicks, central_click, central_correction, tight_box, uniform_clicks
+from sami.ops.prompts import (
+    Prompts,
+    add_clicks,
+    central_click,
+    central_correction,
+    tight_box,
+    uniform_clicks,
+    wants_several,
+)
 
 NUM_CLICKS = (1, 3, 5)
 KINDS = (
@@ -49,7 +57,7 @@ def point_at(masks: Tensor, noise: Tensor) -> Pointers:
 
 
 def masks_from_prompts(
-    decode: Decode, masks: Tensor, pointers: Pointers, grid: Frame, *, multimask: bool
+    decode: Decode, masks: Tensor, pointers: Pointers, grid: Frame, *, several_for: str
 ) -> Iterator[tuple[str, Tensor]]:
     """(kind, mask of highest predicted IoU: [1, Q, H, W] bool), for the kinds of `KINDS` that need a model.
 
@@ -61,8 +69,8 @@ def masks_from_prompts(
         masks: [1, Q, H, W] bool, on a grid over the photo.
         pointers: see `point_at`.
         grid: from there to the model's square.
-        multimask: ask for several candidates beyond the first click and the box too. A model that knows no background
-            click then gets no corrections: its further clicks are the innermost pixels of what it missed.
+        several_for: see `wants_several`. A model that gives several for any prompt knows neither background clicks nor
+            mask prompts: it gets no corrections, but further clicks on the innermost pixels of what it missed.
     """
 
     def ask(prompts: Prompts, mask_input: Tensor | None, several: bool) -> tuple[Tensor, Tensor]:
@@ -70,19 +78,22 @@ def masks_from_prompts(
         low_res_masks = most_confident(*decode((grid.to_model(coords), labels), mask_input, multimask_output=several))
         return low_res_masks, grid.masks_to_original(low_res_masks.float()) > 0
 
-    yield "box", ask(pointers.box, None, True)[1]
+    corrects = several_for != "any"
+    yield "box", ask(pointers.box, None, wants_several(several_for, num_clicks=0, has_box=True))[1]
     prompts, low_res_masks = pointers.central, None
     for number in range(1, max(NUM_CLICKS) + 1):
-        low_res_masks, prediction = ask(prompts, None if multimask else low_res_masks, multimask or number == 1)
+        several = wants_several(several_for, num_clicks=number, has_box=False)
+        low_res_masks, prediction = ask(prompts, low_res_masks if corrects else None, several)
         if number in NUM_CLICKS:
             yield f"click_{number}", prediction
         if number < max(NUM_CLICKS):
-            seen = prediction & masks if multimask else prediction
+            seen = prediction if corrects else prediction & masks
             prompts = add_clicks(prompts, central_correction(seen, masks))
     coords, labels = pointers.uniform
     for number in NUM_CLICKS:
         clicks = coords[:, :, :number], labels[..., :number]
-        yield f"uniform_{number}", ask(clicks, None, multimask or number == 1)[1]
+        several = wants_several(several_for, num_clicks=number, has_box=False)
+        yield f"uniform_{number}", ask(clicks, None, several)[1]
 
 
 class MaskScores:
@@ -93,7 +104,7 @@ class MaskScores:
         self.iou = PromptedIoU(KINDS).to(device)
         self.discs: dict[str, Metric] = {name: BestDiscIoU().to(device) for name in ("click_disc", "uniform_disc")}
 
-    def add_photo(self, decode: Decode, objects: PhotoObjects, *, multimask: bool) -> None:
+    def add_photo(self, decode: Decode, objects: PhotoObjects, *, several_for: str) -> None:
         """Asks for every object of a photo, as many at a time as `MASK_PIXELS` allows; see `masks_from_prompts`."""
         grid = objects.frame.shrunk(LONGEST_SIDE)
         size = grid.masks_at_once(MASK_PIXELS)
@@ -101,7 +112,7 @@ class MaskScores:
             taken = objects.take(slice(start, start + size), grid)
             masks, noise = (tensor.to(self.device) for tensor in taken)
             pointers = point_at(masks, noise)
-            answers = masks_from_prompts(decode, masks, pointers, grid, multimask=multimask)
+            answers = masks_from_prompts(decode, masks, pointers, grid, several_for=several_for)
             ious = {kind: mask_iou(prediction, masks)[0] for kind, prediction in answers}
             sides = pointers.box[0].diff(dim=2).flatten(2)  # [1, Q, 2] (width, height)
             ious["filled_box"] = (masks.flatten(2).sum(dim=-1) / sides.prod(dim=-1))[0]  # the box holds the mask

@@ -95,10 +95,12 @@ def check_teacher(teacher: SegmenterTeacher, image_size: int, preprocess: str) -
 def teacher_decoder(teacher: Teacher, checkpoint: str | None, *, image_size: int, preprocess: str) -> Sam:
     """The second half of the teacher's segmenter, frozen: embeddings and prompts in, masks out."""
     own = teacher.sam if isinstance(teacher, SegmenterTeacher) and checkpoint is None else None
-    options = {"name": "teacher", "image_size": image_size, "preprocess": preprocess}
+    options = {"name": "teacher", "image_size": image_size, "preprocess": preprocess, "decoder": "sam"}
+    if own:
+        options |= {"decoder": own.decoder, "several_for": own.several_for}
 
     def build() -> Sam:
-        return Sam(nn.Identity(), **options, decoder=own.decoder if own else "sam")
+        return Sam(nn.Identity(), **options)
 
     with torch.no_grad():
         judge = build_random(build, announce=None).eval().requires_grad_(False)

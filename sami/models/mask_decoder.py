@@ -53,6 +53,12 @@ class MaskDecoder(nn.Module):
         )
         self.iou_prediction_head = ThreeLayers(width, 1 + NUM_MULTIMASK, activation)
 
+    def start_at_nothing(self) -> None:
+        """Random weights that give logits of 0, whatever the image."""
+        for network in self.output_hypernetworks_mlps:
+            nn.init.zeros_(network.layers[2].weight)
+            nn.init.zeros_(network.layers[2].bias)
+
     def forward(
         self, side: ImageSide, sparse: Tensor, visible: Tensor, dense: Tensor | None, *, multimask_output: bool
     ) -> tuple[Tensor, Tensor]:

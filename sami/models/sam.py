@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sami.models.mask_decoder import MaskDecoder
 from sami.models.prompt_encoder import PATCH_SIZE, PromptEncoder
 from sami.models.two_way_transformer import ImageSide
-from sami.ops.prompts import draw_prompts
+from sami.ops.prompts import SEVERAL_FOR, draw_prompts
 
 PREPROCESS = ("pad", "squash")
 DECODERS = ("sam", "sam_drawn_prompts", "efficient_sam")
@@ -30,26 +30,42 @@ class Sam(nn.Module):
             there is no other, and is added to the logits, so that what is learned is how an object differs from its
             box; or "efficient_sam", which knows neither background points nor mask prompts.
 
+        several_for: which prompts the model learned to answer with three candidates, see `wants_several`. None: as
+            `decoder` was released.
+
     Raises:
-        ValueError: unknown `preprocess` or `decoder`, or `image_size` is not a multiple of 16.
+        ValueError: unknown `preprocess`, `decoder` or `several_for`, or `image_size` is not a multiple of 16.
     """
 
     def __init__(
-        self, image_encoder: nn.Module, *, name: str, image_size: int = 1024, preprocess: str, decoder: str
+        self,
+        image_encoder: nn.Module,
+        *,
+        name: str,
+        image_size: int = 1024,
+        preprocess: str,
+        decoder: str,
+        several_for: str | None = None,
     ) -> None:
         super().__init__()
         if preprocess not in PREPROCESS:
             raise ValueError(f"preprocess={preprocess!r}: choose one of {', '.join(PREPROCESS)}")
         if decoder not in DECODERS:
             raise ValueError(f"decoder={decoder!r}: choose one of {', '.join(DECODERS)}")
+        several_for = several_for or ("any" if decoder == "efficient_sam" else "lone")
+        if several_for not in SEVERAL_FOR:
+            raise ValueError(f"several_for={several_for!r}: choose one of {', '.join(SEVERAL_FOR)}")
         if image_size <= 0 or image_size % PATCH_SIZE:
             raise ValueError(f"image_size={image_size}: give a multiple of {PATCH_SIZE} pixels")
         self.name, self.image_size, self.preprocess, self.decoder = name, image_size, preprocess, decoder
+        self.several_for = several_for
         self.draws_prompts = decoder == "sam_drawn_prompts"
         variant = "sam" if self.draws_prompts else decoder
         self.image_encoder = image_encoder
         self.prompt_encoder = PromptEncoder(variant=variant)
         self.mask_decoder = MaskDecoder(variant=variant)
+        if self.draws_prompts:
+            self.mask_decoder.start_at_nothing()
 
     @property
     def device(self) -> torch.device:
@@ -116,10 +132,9 @@ class Sam(nn.Module):
         gh, gw = side.grid_size
         drawn, given = draw_prompts(point_coords, point_labels, size=(4 * gh, 4 * gw), cell=PATCH_SIZE / 4)
         if dense is None:
-            dense = self.prompt_encoder.encode_drawings(drawn, given.any(dim=-1))
+            dense = self.prompt_encoder.encode_drawings(drawn, given)
         low_res_masks, ious = self.mask_decoder(side, sparse, visible, dense, multimask_output=multimask_output)
-        lowest = torch.where(given[..., :1, None], -8.0, -1.0)  # [B, Q, 1, 1]: nothing outside a box; a disc is a guess
-        return low_res_masks + torch.clamp(drawn, lowest, torch.ones_like(lowest)).unsqueeze(2), ious
+        return low_res_masks + drawn.unsqueeze(2), ious
 
     def check_shapes(
         self, side: ImageSide, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor | None

@@ -20,6 +20,11 @@ FOREGROUND, BACKGROUND = 1, 0
 TOP_LEFT, BOTTOM_RIGHT = 2, 3
 PADDING = -1
 DISC = 1 / 12  # of the longer side: about the best radius of a fixed disc, see `sami.metrics.mask_iou`
+ROUNDNESS = 2.5  # 2 is an ellipse, more is nearer to the box
+
+# Which prompts a model was trained to answer with several candidates: all (EfficientSAM), a click or a box without
+# anything else, which may mean several things (SAM), or a lone click.
+SEVERAL_FOR = ("any", "lone", "click")
 
 Prompts = tuple[Tensor, Tensor]  # point_coords [B, Q, P, 2] (x, y) pixels, point_labels [B, Q, P]
 
@@ -121,10 +126,11 @@ def noisy_box(masks: Tensor, noise: Tensor, *, std: float = 0.1, max_noise: floa
 def draw_prompts(
     point_coords: Tensor, point_labels: Tensor, *, size: tuple[int, int], cell: float
 ) -> tuple[Tensor, Tensor]:
-    """Prompts as pictures: logits that are positive in the box, or in discs around the foreground clicks without one.
+    """The masks that prompts suggest before anybody has looked at the image, as logits.
 
-    They grow with the distance to the edge, 4 per cell up to 8, so that they also tell where in its cell an edge lies,
-    and where a box is that holds no cell's centre. A disc's radius is `DISC` of the drawing's longer side.
+    Of a box: what objects look like in their boxes on average, near enough an ellipse; 3 in the middle, falling to -8
+    within two cells outside the box. Of foreground clicks: discs around them, whose radius is `DISC` of the drawing's
+    longer side, between 1 and -1, since that is no more than a guess. Of both, whichever is larger.
 
     Args:
         point_coords: [B, Q, P, 2] (x, y) pixels; a box is its two corners, among other points or alone.
@@ -133,26 +139,38 @@ def draw_prompts(
         cell: pixels per cell.
 
     Returns:
-        [B, Q, h, w] logits, all 0 where there is neither box nor foreground click, and [B, Q, 2] bool, whether there
-        is a box, and whether there is a disc.
+        [B, Q, h, w] logits, all 0 where there is neither box nor foreground click, and [B, Q] bool, whether there is.
     """
+    point_coords, point_labels = pad_points(point_coords, point_labels, num_points=max(point_labels.shape[2], 1))
     y, x = (torch.arange(side, device=point_coords.device) + 0.5 for side in size)
     centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # [h, w, 2]
-    corners = [
+    first, last = (
         point_coords.masked_fill((point_labels != label).unsqueeze(-1), 0).sum(dim=2)[..., None, None, :] / cell
         for label in (TOP_LEFT, BOTTOM_RIGHT)
-    ]  # [B, Q, 1, 1, 2] each, cells
-    in_box = torch.minimum(centres - corners[0], corners[1] - centres).amin(dim=-1)  # [B, Q, h, w] cells
+    )  # [B, Q, 1, 1, 2] each, cells
+    inside = torch.minimum(centres - first, last - centres).amin(dim=-1)  # [B, Q, h, w] cells from the nearest edge
+    place = (2 * centres - first - last) / (last - first).clamp(min=1)  # -1 to 1 in the box, or a cell if that is more
+    radius = place.abs().pow(ROUNDNESS).sum(dim=-1).pow(1 / ROUNDNESS)
+    box = torch.minimum(3 * (1 - radius), 4 * inside).clamp(min=-8)
     clicked = point_labels == FOREGROUND
     clicks = (point_coords.masked_fill(~clicked.unsqueeze(-1), -math.inf) + 0.5) / cell  # [B, Q, P, 2], pixel centres
     # as differences: by products, torch's way for so many, distances near 0 are wrong by a hundredth of a cell
     exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
     nearest = torch.cdist(clicks.clamp(min=-1e4), centres.flatten(0, 1), **exact).amin(dim=2).unflatten(2, size)
-    in_disc = DISC * max(size) - nearest
-    has_box = (point_labels == TOP_LEFT).any(dim=-1)
-    given = torch.stack([has_box, clicked.any(dim=-1) & ~has_box], dim=-1)
-    box, disc = given[..., None, None].to(in_box.dtype).unbind(2)
-    return (4 * (in_box * box + in_disc * disc)).clamp(-8, 8), given
+    disc = (4 * (DISC * max(size) - nearest)).clamp(-1, 1)
+    has_box, has_disc = (point_labels == TOP_LEFT).any(dim=-1), clicked.any(dim=-1)
+    box, disc = (
+        part.masked_fill(~given[..., None, None], -math.inf) for part, given in ((box, has_box), (disc, has_disc))
+    )
+    given = has_box | has_disc
+    return torch.maximum(box, disc).masked_fill(~given[..., None, None], 0), given
+
+
+def wants_several(several_for: str, *, num_clicks: int, has_box: bool) -> bool:
+    """Whether to ask for several candidates and take the most confident; `several_for` is one of `SEVERAL_FOR`."""
+    if several_for == "click":
+        return num_clicks == 1 and not has_box
+    return several_for == "any" or num_clicks + has_box == 1
 
 
 def choose_prompts(first: Prompts, second: Prompts, take_first: Tensor) -> Prompts:

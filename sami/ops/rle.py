@@ -86,18 +86,25 @@ def check_counts(counts: Tensor, size: tuple[int, int]) -> None:
         raise ValueError(f"runs of {int(counts.sum())} pixels in a mask of {size[0]}x{size[1]}")
 
 
-def mask_cells(counts: Tensor, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
+Window = tuple[int, int, int, int]  # (top, left, height, width) in pixels
+
+
+def mask_cells(
+    counts: Tensor, size: tuple[int, int], rows: Tensor, columns: Tensor, window: Window | None = None
+) -> Tensor:
     """[h, w] bool: the cells that the mask covers at least half of; arguments as of `mask_coverage`.
 
     A mask too small or too thin for that gives the cells that it covers at least half as much as the one that it
     covers most, so that a mask with a pixel within the cells is never lost.
     """
-    coverage = mask_coverage(counts, size, rows, columns)
+    coverage = mask_coverage(counts, size, rows, columns, window)
     most = coverage.max()
     return (coverage >= (0.5 if most >= 0.5 else most / 2)) & (coverage > 0)
 
 
-def mask_coverage(counts: Tensor, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
+def mask_coverage(
+    counts: Tensor, size: tuple[int, int], rows: Tensor, columns: Tensor, window: Window | None = None
+) -> Tensor:
     """[h, w] float32: the fraction of each cell of another grid that the mask covers, without decoding it.
 
     The number of ones before a place in the runs is linear between run ends, so that of a piece of a column between two
@@ -108,6 +115,7 @@ def mask_coverage(counts: Tensor, size: tuple[int, int], rows: Tensor, columns: 
         size: (H, W) of the mask.
         rows: [h + 1] borders of the cells in pixels of the mask; what lies outside of it is covered by nothing.
         columns: [w + 1] likewise. Falling borders mirror the mask.
+        window: a part of the mask outside of which nothing counts.
     """
     H = size[0]
     coverage = torch.zeros(len(rows) - 1, len(columns) - 1)
@@ -124,7 +132,8 @@ def mask_coverage(counts: Tensor, size: tuple[int, int], rows: Tensor, columns: 
     first, last = max(touched[0] - 1, 0), min(touched[1], len(rows) - 1)  # borders around it
     if last <= first:
         return coverage
-    heights = rows[first : last + 1].double().clamp(0, H)  # [k + 1]
+    row, column, height, width = window or (0, 0, *size)
+    heights = rows[first : last + 1].double().clamp(row, row + height)  # [k + 1]
     places = (torch.arange(left, right).unsqueeze(1) * H + heights).flatten()  # [(right - left) * (k + 1)]
     run = torch.searchsorted(ends.double(), places, right=True).clamp(max=len(ends) - 1)
     length = torch.where(torch.arange(len(counts)) % 2 == 1, counts, 0)
@@ -132,7 +141,7 @@ def mask_coverage(counts: Tensor, size: tuple[int, int], rows: Tensor, columns: 
     ones = before[run] + (places - begin[run]) * (run % 2)
     covered = ones.unflatten(0, (right - left, -1)).diff(dim=1)  # [columns, k] pixels of each column in each row
     total = torch.cat([covered.new_zeros(1, covered.shape[1]), covered.cumsum(0)])  # to the left of each column
-    borders = columns.double().clamp(left, right) - left  # [w + 1]
+    borders = columns.double().clamp(column, column + width).clamp(left, right) - left  # [w + 1]
     whole = borders.floor().long()
     beyond = (whole + 1).clamp(max=right - left)
     area = torch.lerp(total[whole], total[beyond], (borders - whole).unsqueeze(1)).diff(dim=0).abs()  # [w, k]

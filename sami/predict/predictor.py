@@ -81,8 +81,8 @@ class SamPredictor:
         for photo in image_list:
             pixels = to_rgb(photo, image_format=image_format)
             frames.append(fit(pixels.shape[:2], self.model.image_size))
-            image = torch.tensor(pixels, device=self.device).permute(2, 0, 1).unsqueeze(0)
-            squares.append(frames[-1].pad(normalize(frames[-1].resize(image))))
+            image = frames[-1].resize(torch.tensor(pixels).permute(2, 0, 1).unsqueeze(0))  # no GPU smooths uint8
+            squares.append(frames[-1].pad(normalize(image.to(self.device))))
         groups = torch.cat(squares).split(IMAGES_AT_ONCE)
         self.features = torch.cat([self.model.embed(group) for group in groups])
         self.side = self.model.prepare(self.features)
@@ -122,9 +122,11 @@ class SamPredictor:
             low_res_masks: [K, h, w] float32 logits.
 
         Raises:
-            ValueError: no image was set, or see `read_prompt`.
+            ValueError: no image was set, or several, or see `read_prompt`.
         """
         self.require_image()
+        if len(self.frames) > 1:
+            raise ValueError(f"predict is for one image, and {len(self.frames)} are set: use predict_batch")
         prompt = self.read_prompt(0, point_coords, point_labels, box, mask_input)
         (result,) = self.decode([[prompt]], multimask_output=multimask_output, return_logits=return_logits)
         return tuple(part[0] for part in result)

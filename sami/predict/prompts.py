@@ -123,7 +123,7 @@ def stack_prompts(prompts: Sequence[Sequence[Prompt]], device: torch.device) -> 
     """B images x Q prompts -> point_coords [B, Q, P, 2], point_labels [B, Q, P], mask_input [B, Q, h, w] or None.
 
     Raises:
-        ValueError: mask prompts of different sizes.
+        ValueError: mask prompts of different sizes, or for some objects only.
     """
     flat = [prompt for of_image in prompts for prompt in of_image]
     shape, P = (len(prompts), len(prompts[0])), max(len(prompt.labels) for prompt in flat)
@@ -133,5 +133,7 @@ def stack_prompts(prompts: Sequence[Sequence[Prompt]], device: torch.device) -> 
     masks = [prompt.mask for prompt in flat if prompt.mask is not None]
     if len({mask.shape for mask in masks}) > 1:
         raise ValueError("the mask prompts have different sizes: give those of one model")
+    if 0 < len(masks) < len(flat):
+        raise ValueError("mask prompts for some objects of an image and not for others: ask for them in two calls")
     mask_input = torch.stack(masks).unflatten(0, shape).to(device) if masks else None
     return coords.unflatten(0, shape).to(device), labels.unflatten(0, shape).to(device), mask_input

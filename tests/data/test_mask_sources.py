@@ -1,13 +1,26 @@
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from masked_photos import draw_masks, rle, sa1b_files, sa1b_record, write_coco, write_sa1b_folder, write_sa1b_tars
+from masked_photos import (
+    HEIGHT,
+    WIDTH,
+    draw_masks,
+    rle,
+    sa1b_files,
+    sa1b_record,
+    write_coco,
+    write_sa1b_folder,
+    write_sa1b_tars,
+)
 
 from sami.data.mask_sources import CocoSource, JoinedSources, Sa1bFolder, Sa1bShards, open_mask_source
+from sami.data.mask_views import MaskFrame, make_view
 from sami.data.order import locate_in_file_order
+from sami.data.photo_objects import draw_objects
 from sami.data.transforms import BrokenImage
 
 
@@ -24,7 +37,7 @@ def expected(seeds: range) -> dict[str, tuple[bytes, list]]:
     photos = {}
     for seed in seeds:
         image, record = sa1b_files(seed).values()
-        photos[f"sa_{seed}"] = image, [a["segmentation"] for a in json.loads(record)["annotations"]]
+        photos[f"sa_{seed}"] = image, [a["segmentation"] for a in json.loads(record)["annotations"]], None
     return photos
 
 
@@ -78,10 +91,43 @@ def test_coco(tmp_path) -> None:
         assert isinstance(source, CocoSource) and source.counts == [3]  # a photo without an object is left out
         photos = read_all(source)
         assert photos.keys() == {"0000", "0002", "0003"}
-        image, segmentations = photos["0002"]
+        image, segmentations, size = photos["0002"]
+        assert size == (HEIGHT, WIDTH)
         assert image == (root / "images" / "0002.jpg").read_bytes()
         assert len(segmentations) == 3 and segmentations[2] == rle(draw_masks(2, 4)[2])  # without the crowd
     assert by_folder.fingerprint == explicit.fingerprint
+
+
+def test_coco_annotations_without_a_mask_are_none(tmp_path) -> None:
+    file = write_coco(tmp_path / "coco", 1) / "instances.json"
+    content = json.loads(file.read_text())
+    kept = [annotation["segmentation"] for annotation in content["annotations"][:2]]
+    content["annotations"][2]["segmentation"] = []
+    del content["annotations"][3]["segmentation"]
+    content["images"].append({"id": 5, "file_name": "none.jpg"})
+    content["annotations"].append({"image_id": 5, "segmentation": []})
+    file.write_text(json.dumps(content))
+    source = open_mask_source(str(file))
+    assert source.counts == [1] and source.read(0, 0).segmentations == kept
+
+
+@pytest.mark.parametrize("stated", [(WIDTH, HEIGHT), (2 * HEIGHT, 2 * WIDTH)])
+def test_polygons_for_an_image_of_another_size_are_a_broken_image(tmp_path, stated) -> None:
+    """They do not say themselves what they were drawn on: turned by EXIF, or a smaller copy of the photo."""
+    file = write_coco(tmp_path / "coco", 1) / "instances.json"
+    content = json.loads(file.read_text())
+    content["images"][0]["height"], content["images"][0]["width"] = stated
+    file.write_text(json.dumps(content))
+    photo = open_mask_source(str(file)).read(0, 0)
+    with pytest.raises(BrokenImage, match=f"masks are for {stated[0]}x{stated[1]} pixels, and it has 48x64"):
+        photo.size()
+    for draw in (draw_objects, partial(make_view, flip=0)):
+        with pytest.raises(BrokenImage, match="masks are for"):
+            draw(photo, MaskFrame(64, 16, "squash", 0.9), np.random.default_rng(0), num_masks=3)
+    for side in ("height", "width"):
+        del content["images"][0][side]
+    file.write_text(json.dumps(content))
+    assert open_mask_source(str(file)).read(0, 0).size() == (HEIGHT, WIDTH)
 
 
 def test_several_sources_are_one(tmp_path) -> None:

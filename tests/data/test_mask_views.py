@@ -107,6 +107,20 @@ def test_a_window_has_the_photos_shape_and_the_area_that_was_asked_for() -> None
     assert left.min() == 0 and (left + width).max() == 400
 
 
+@pytest.mark.parametrize("preprocess", ["squash", "pad"])
+def test_what_lies_beyond_a_windows_edge_is_not_in_it(preprocess) -> None:
+    """Cells at the edge may reach beyond it, where the photo goes on; and where a mask is all there is, it is none."""
+    photo = MaskedPhoto(encode(np.zeros((60, 90, 3), dtype=np.uint8)), [])
+    frame, window = MaskFrame(64, 16, preprocess, 0.9), (10, 20, 31, 47)
+    inside = np.zeros((60, 90), dtype=bool)
+    inside[10:41, 20:67] = True
+    assert frame.mask(rle(~inside), photo.size(), flip=False, window=window) is None
+    assert frame.mask(rle(inside), photo.size(), flip=False, window=window) is None
+    assert frame.mask(rle(inside), photo.size(), flip=False) is not None
+    inside[:, :30] = False
+    assert frame.mask(rle(inside), photo.size(), flip=False, window=window).any()
+
+
 def test_a_window_without_masks_gives_way_to_the_photo() -> None:
     masks = np.zeros((64, 64), dtype=bool)
     masks[:2, :2] = True

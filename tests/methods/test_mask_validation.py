@@ -58,15 +58,15 @@ class Painter:
         return logits, scores
 
 
-def answers_of(decode: Painter, *, multimask: bool) -> dict[str, torch.Tensor]:
+def answers_of(decode: Painter, *, several_for: str) -> dict[str, torch.Tensor]:
     masks, noise = scene()
-    return dict(masks_from_prompts(decode, masks, point_at(masks, noise), GRID, multimask=multimask))
+    return dict(masks_from_prompts(decode, masks, point_at(masks, noise), GRID, several_for=several_for))
 
 
 def test_each_kind_of_prompt_asks_what_it_says() -> None:
     masks, _ = scene()
     decode = Painter()
-    answers = answers_of(decode, multimask=False)
+    answers = answers_of(decode, several_for="lone")
     assert set(answers) == set(KINDS) - {"filled_box"}
     assert torch.equal(answers["box"], box_to_mask(mask_to_box(masks), (H, W)))
     assert [question[0].shape[-1] for question in decode.questions] == [2, 1, 2, 3, 4, 5, 1, 3, 5]
@@ -86,9 +86,15 @@ def test_each_kind_of_prompt_asks_what_it_says() -> None:
 
 def test_a_model_without_background_clicks_gets_none() -> None:
     decode = Painter()
-    answers_of(decode, multimask=True)
+    answers_of(decode, several_for="any")
     assert all(question[2] and question[1] is None for question in decode.questions)
     assert not any((question[0] == BACKGROUND).any() for question in decode.questions)
+
+
+def test_a_model_that_answers_a_box_with_one_mask_is_asked_for_one() -> None:
+    decode = Painter()
+    answers_of(decode, several_for="click")
+    assert [question[2] for question in decode.questions] == [False, True, *4 * [False], True, False, False]
 
 
 def some_objects(size: tuple[int, int] = (H, W), fit=longest_side_frame) -> PhotoObjects:
@@ -101,7 +107,7 @@ def some_objects(size: tuple[int, int] = (H, W), fit=longest_side_frame) -> Phot
 
 def scores_of(objects: PhotoObjects, decode=None) -> dict[str, float]:
     scores = MaskScores(torch.device("cpu"))
-    scores.add_photo(decode or Painter(), objects, multimask=False)
+    scores.add_photo(decode or Painter(), objects, several_for="lone")
     assert scores.iou.count == len(objects)
     return {name: float(value) for name, value in scores.compute().items()}
 
@@ -156,7 +162,7 @@ def test_what_is_measured_is_what_the_predictor_gives(preprocess) -> None:
 
     with torch.no_grad():
         pointers = point_at(masks, noise)
-        found = dict(masks_from_prompts(decode, masks, pointers, predictor.frames[0], multimask=False))
+        found = dict(masks_from_prompts(decode, masks, pointers, predictor.frames[0], several_for="lone"))
     for number in range(2):
         prompts = {
             "box": {"box": mask_to_box(masks[0, number]).numpy()},

@@ -78,8 +78,11 @@ def test_files_without_a_state_dict(tmp_path):
     torch.save({"weight": torch.zeros(3), "epoch": 4}, tmp_path / "mixed.pth")
     with pytest.raises(ValueError, match="holds a Tensor, not tensors by name"):
         load_state_dict_file(tmp_path / "tensor.pth")
-    with pytest.raises(ValueError, match="no tensors: epoch"):
+    with pytest.raises(ValueError, match="no tensors by name: epoch"):
         load_state_dict_file(tmp_path / "mixed.pth")
+    torch.save({0: torch.zeros(3)}, tmp_path / "numbered.pth")
+    with pytest.raises(ValueError, match="no tensors by name: 0"):
+        load_state_dict_file(tmp_path / "numbered.pth")
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -278,19 +278,18 @@ def test_unknown_choices():
 
 @pytest.mark.parametrize("multimask_output", [True, False])
 def test_before_training_a_drawn_prompt_is_answered_by_its_drawing(multimask_output):
-    """What the network adds is learned: until then a box is filled, and a click is a disc."""
-    sam = small_sam("sam_drawn_prompts")
-    for network in sam.mask_decoder.output_hypernetworks_mlps:  # as if they had nothing to add
-        torch.nn.init.zeros_(network.layers[2].weight)
-        torch.nn.init.zeros_(network.layers[2].bias)
+    """What the network adds is learned: until then it is nothing."""
+    sam = Sam(torch.nn.Identity(), name="test", image_size=128, preprocess="pad", decoder="sam_drawn_prompts").eval()
     coords = torch.tensor([[[[16.0, 32], [80, 96]], [[63.5, 63.5], [0, 0]], [[1, 1], [0, 0]]]])
     labels = torch.tensor([[[2, 3], [1, -1], [0, -1]]])
-    embeddings = inputs(B=1)[0]
+    embeddings = torch.randn(1, 256, SIDE, SIDE)
     masks, _ = sam.decode(embeddings, coords, labels, multimask_output=multimask_output)
     drawn, _ = draw_prompts(coords, labels, size=(32, 32), cell=4.0)
-    assert (masks > 0)[0, 0].sum() == masks.shape[2] * 16 * 16
-    for number, lowest in ((0, -8), (1, -1), (2, 0)):
-        expected = drawn[0, number].clamp(lowest, 1).double().expand_as(masks[0, number])
-        torch.testing.assert_close(masks[0, number], expected)
-    again, _ = sam.decode(embeddings, coords, labels, masks[:, :, 0], multimask_output=multimask_output)
-    torch.testing.assert_close(again, masks)  # also beside a mask prompt
+    torch.testing.assert_close(masks, drawn.unsqueeze(2).expand_as(masks))
+    assert drawn[0, 0].max() > 2 and drawn[0, 1].max() == 1 and not drawn[0, 2].any()
+    sam.mask_decoder.output_hypernetworks_mlps.apply(lambda part: hasattr(part, "bias") and part.reset_parameters())
+    answers = [sam.decode(embeddings, coords, labels, m, multimask_output=multimask_output)[0] for m in (None, drawn)]
+    assert (answers[0] - masks).abs().max() > 0.01
+    torch.testing.assert_close(answers[0][:, :2], answers[1][:, :2])  # it is the mask prompt where there is none
+    nothing = coords[:, :, :0], labels[:, :, :0]
+    sam.decode(embeddings, *nothing, drawn, multimask_output=multimask_output)  # a mask prompt alone

@@ -20,6 +20,7 @@ from sami.ops.prompts import (
     scale_prompts,
     tight_box,
     uniform_clicks,
+    wants_several,
 )
 
 B, Q, H, W = 3, 5, 24, 31
@@ -144,18 +145,21 @@ def test_scaled_clicks_stay_on_the_centre_of_what_they_cover() -> None:
     assert scaled[0, 0].tolist() == [[1.5, 1.5], [12, 20], [16, 24]] and torch.equal(same, labels)
 
 
-def test_drawn_boxes_are_positive_inside_and_tell_where_in_a_cell_the_edge_is() -> None:
+def test_a_drawn_box_is_nearly_an_ellipse_that_ends_with_the_box() -> None:
     nan = float("nan")
-    coords = torch.tensor([[8.0, 4], [24, 10], [nan, nan], [1, 1]]).view(1, 1, 4, 2)
-    logits, given = draw_prompts(coords, torch.tensor([[[2, 3, -1, 1]]]), size=(6, 8), cell=4.0)
-    assert logits.shape == (1, 1, 6, 8) and given.tolist() == [[[True, False]]]  # a click beside a box draws nothing
-    y, x = torch.meshgrid(torch.arange(6) + 0.5, torch.arange(8) + 0.5, indexing="ij")
-    inside = (x > 2) & (x < 6) & (y > 1) & (y < 2.5)  # the box in cells
-    assert torch.equal(logits[0, 0] > 0, inside)
-    assert logits[0, 0, 1, 3] == 4 * 0.5 and logits[0, 0, 2, 3] == 0  # half a cell from the top, on the lower edge
-    assert logits.min() == -8
-    moved, _ = draw_prompts(coords + torch.tensor([0, 0.5]), torch.tensor([[[2, 3, -1, 1]]]), size=(6, 8), cell=4.0)
-    assert moved[0, 0, 1, 3] < logits[0, 0, 1, 3]
+    coords = torch.tensor([[8.0, 4], [56, 36], [nan, nan]]).view(1, 1, 3, 2)
+    logits, given = draw_prompts(coords, torch.tensor([[[2, 3, -1]]]), size=(12, 16), cell=4.0)
+    assert logits.shape == (1, 1, 12, 16) and given.tolist() == [[True]]
+    y, x = torch.meshgrid(torch.arange(12) + 0.5, torch.arange(16) + 0.5, indexing="ij")
+    u, v = (x - 8) / 6, (y - 5) / 4  # -1 to 1 in the box
+    radius = (u.abs() ** 2.5 + v.abs() ** 2.5) ** 0.4
+    inside = (u.abs() < 1) & (v.abs() < 1)
+    assert torch.equal(logits[0, 0] > 0, radius < 1) and not (logits[0, 0] > 0)[~inside].any()
+    torch.testing.assert_close(logits[0, 0, 2:8, 4:12], 3 * (1 - radius)[2:8, 4:12])
+    outside = 4 * torch.minimum(6 - (x - 8).abs(), 4 - (y - 5).abs())  # 4 for a cell beyond the nearest edge
+    assert torch.equal(logits[0, 0][~inside & (outside < -2)], outside.clamp(min=-8)[~inside & (outside < -2)])
+    moved, _ = draw_prompts(coords + torch.tensor([0, 0.5]), torch.tensor([[[2, 3, -1]]]), size=(12, 16), cell=4.0)
+    assert (moved[0, 0, 1, 4:12] < logits[0, 0, 1, 4:12]).all()  # it tells where in its cell an edge lies
 
 
 def test_a_drawn_box_that_holds_no_centre_is_still_seen() -> None:
@@ -164,18 +168,38 @@ def test_a_drawn_box_that_holds_no_centre_is_still_seen() -> None:
     assert logits.max() < 0 and logits.argmax() == 5 and (logits > -8).sum() > 1
 
 
-def test_clicks_without_a_box_are_drawn_as_discs_around_the_centres_of_their_pixels() -> None:
+def test_clicks_are_drawn_as_discs_around_the_centres_of_their_pixels() -> None:
     coords = torch.tensor([[39.5, 19.5], [79.5, 59.5], [120.0, 5]]).view(1, 1, 3, 2)
     logits, given = draw_prompts(coords, torch.tensor([[[1, 1, 0]]]), size=(24, 36), cell=4.0)
-    assert given.tolist() == [[[False, True]]]
+    assert given.tolist() == [[True]]
     y, x = torch.meshgrid(torch.arange(24) + 0.5, torch.arange(36) + 0.5, indexing="ij")
     distances = [((x - column) ** 2 + (y - row) ** 2).sqrt() for column, row in ((10, 5), (20, 15))]
-    expected = (4 * (3 - torch.minimum(*distances))).clamp(-8, 8)  # 3 cells: a twelfth of 36; background draws nothing
+    expected = (4 * (3 - torch.minimum(*distances))).clamp(-1, 1)  # 3 cells: a twelfth of 36; background draws nothing
     torch.testing.assert_close(logits[0, 0], expected)
+
+
+def test_a_click_outside_a_box_may_still_belong_to_the_object() -> None:
+    coords = torch.tensor([[8.0, 8], [24, 24], [70, 50]]).view(1, 1, 3, 2)
+    both, box, disc = (
+        draw_prompts(coords, torch.tensor([[labels]]), size=(16, 20), cell=4.0)[0]
+        for labels in ([2, 3, 1], [2, 3, -1], [-1, -1, 1])
+    )
+    assert torch.equal(both, torch.maximum(box, disc)) and both[0, 0, 12, 17] == 1 and box[0, 0, 12, 17] == -8
 
 
 def test_what_is_not_there_is_not_drawn() -> None:
     labels = torch.tensor([[[0, -1], [2, 3], [1, -1], [-1, -1]]])
     logits, given = draw_prompts(torch.ones(1, 4, 2, 2), labels, size=(4, 4), cell=4.0)
-    assert given.tolist() == [[[False, False], [True, False], [False, True], [False, False]]]
+    assert given.tolist() == [[False, True, True, False]]
     assert not logits[0, [0, 3]].any()
+    logits, given = draw_prompts(torch.ones(1, 4, 0, 2), labels[..., :0], size=(4, 4), cell=4.0)
+    assert logits.shape == (1, 4, 4, 4) and not logits.any() and not given.any()
+
+
+@pytest.mark.parametrize(
+    ("several_for", "expected"), [("any", [1, 1, 1, 1]), ("lone", [1, 1, 0, 0]), ("click", [1, 0, 0, 0])]
+)
+def test_which_prompts_are_answered_by_the_best_of_several(several_for, expected) -> None:
+    prompts = ((1, False), (0, True), (2, False), (1, True))
+    found = [wants_several(several_for, num_clicks=clicks, has_box=box) for clicks, box in prompts]
+    assert found == [bool(one) for one in expected]

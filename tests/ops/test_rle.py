@@ -89,6 +89,18 @@ def test_nothing_covers_what_lies_beyond_the_mask() -> None:
     assert torch.allclose(coverage[0], torch.tensor([1, 1, 0.5, 0])) and (coverage[3] == 0).all()
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_nothing_counts_outside_of_a_window(mirrored) -> None:
+    size, (top, left, height, width) = (33, 21), (5, 3, 17, 11)
+    rows, columns = torch.linspace(0, 33, 8), torch.linspace(0, 21, 6)
+    columns = columns.flip(0) if mirrored else columns
+    for mask in random_masks(size):
+        inside = torch.zeros_like(mask)
+        inside[top : top + height, left : left + width] = mask[top : top + height, left : left + width]
+        found = mask_coverage(encode_mask(mask), size, rows, columns, (top, left, height, width))
+        torch.testing.assert_close(found, mask_coverage(encode_mask(inside), size, rows, columns))
+
+
 def test_cells_of_masks_that_fill_none() -> None:
     borders = torch.arange(5) * 4.0  # cells of 4 x 4 pixels
     masks = torch.zeros(5, 16, 16, dtype=torch.bool)

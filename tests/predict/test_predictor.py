@@ -181,6 +181,17 @@ def test_nothing_set_and_lengths_that_differ(model, predictor):
         predictor.predict_batch([[[[1, 1]]]], [[[1]]], [[[0, 0, 5, 5], [0, 0, 6, 6]]])
 
 
+def test_one_image_and_several(model):
+    predictor = SamPredictor(model)
+    predictor.set_image_batch([PHOTO, OTHER])
+    with pytest.raises(ValueError, match="predict is for one image, and 2 are set: use predict_batch"):
+        predictor.predict(box=np.array([0, 0, 5, 5]))
+    if model.prompt_encoder.takes_masks:
+        low_res = np.zeros((1, 32, 32), np.float32)
+        with pytest.raises(ValueError, match="mask prompts for some objects"):
+            predictor.predict_batch([[[[1, 1]]] * 2, None], [[[1]] * 2, None], None, [[low_res, None], None])
+
+
 def test_background_points_need_a_model_that_knows_them(predictor, model):
     prompt = {"point_coords": np.array([[40, 30], [5, 5]]), "point_labels": np.array([1, 0])}
     if model.prompt_encoder.takes_background:
