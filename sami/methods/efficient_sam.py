@@ -34,7 +34,8 @@ class EfficientSAMFinetuning(pl.LightningModule):
     Args:
         model: the network.
         protocol: how it is prompted while it trains.
-        train_parts: of image_encoder, prompt_encoder, mask_decoder; the others stay as they are.
+        train_parts: of image_encoder, prompt_encoder, mask_decoder; the others stay as they are. With neck in place of
+            image_encoder, the backbone stays.
         focal_weight, dice_weight, iou_weight: of `mask_loss`.
         weight_decay: of matrices.
         betas: of AdamW.
@@ -99,7 +100,7 @@ class EfficientSAMFinetuning(pl.LightningModule):
 
     def embed(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] -> image_embeddings [B, 256, gh, gw]."""
-        frozen = "image_encoder" not in self.train_parts
+        frozen = not {"image_encoder", "neck"} & set(self.train_parts)
         with self.clock("encoder"), torch.no_grad() if frozen else nullcontext(), fastest_attention(image.device.type):
             return self.model.embed(image)
 

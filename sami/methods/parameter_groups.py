@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import nn
 
-PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+PARTS = ("image_encoder", "neck", "prompt_encoder", "mask_decoder")
 
 
 def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
-    """Parameters of other parts get no gradient.
+    """Parameters of other parts get no gradient. The neck is the end of the image encoder, and may be named alone.
 
     Raises:
         ValueError: an unknown part, or none.
@@ -17,8 +17,8 @@ def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
     unknown = set(parts) - set(PARTS)
     if unknown or not parts:
         raise ValueError(f"train_parts={list(parts)}: choose one or more of {', '.join(PARTS)}")
-    for part in set(PARTS) - set(parts):
-        getattr(model, part).requires_grad_(False)
+    for part, network in (*model.named_children(), ("neck", model.image_encoder.neck)):
+        network.requires_grad_(part in parts or (part == "neck" and "image_encoder" in parts))
 
 
 def layer_groups(model: nn.Module, *, lr: float, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:

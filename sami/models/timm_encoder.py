@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from sami.models.neck import build_neck
 
 STRIDE = 16  # pixels per cell of what SAM's decoder takes
+STRIDES = (8, 16, 32)  # of the maps that are taken
 
 
 class TimmEncoder(nn.Module):
-    """A backbone's maps at 16 and, where it has them, 32 pixels, side by side, and SAM's neck.
+    """A backbone's maps at 16 and, where it has them, 8 and 32 pixels, side by side, and SAM's neck.
 
-    A network that goes on to 32 pixels has most of what it knows there; its map is enlarged (bilinear), and the neck's
-    first 1x1 convolution adds the two. The image comes with ImageNet's mean and deviation, whatever the backbone was
-    made for.
+    A network that goes on to 32 pixels has most of what it knows there, and at 8 it still knows where in a cell an edge
+    lies. The coarser map is enlarged (bilinear), four cells of the finer one become one with all their channels, each
+    is brought to mean 0 and deviation 1 over the image, since a backbone's maps differ by orders of magnitude, and the
+    neck's first 1x1 convolution adds them. The image comes with ImageNet's mean and deviation, whatever the backbone
+    was made for.
 
     Args:
         name: timm's, of a model with `features_only`.
@@ -50,10 +53,11 @@ class TimmEncoder(nn.Module):
             strides, widths = self.backbone.feature_info.reduction(), self.backbone.feature_info.channels()
         except (RuntimeError, AttributeError, TypeError) as error:
             raise ValueError(f"name=timm/{name} cannot be built without its classifier: {error}") from error
-        self.taken = [max(i for i, s in enumerate(strides) if s == k) for k in (STRIDE, 2 * STRIDE) if k in strides]
+        self.taken = {k: max(i for i, s in enumerate(strides) if s == k) for k in STRIDES if k in strides}
+        self.channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
         if STRIDE not in strides:
             raise ValueError(f"name=timm/{name} has maps at {strides} pixels per cell, needed {STRIDE}")
-        self.neck = build_neck(sum(widths[number] for number in self.taken))
+        self.neck = build_neck(sum(widths[i] * max(STRIDE // k, 1) ** 2 for k, i in self.taken.items()))
 
     @property
     def checkpoint(self) -> bool:
@@ -76,8 +80,12 @@ class TimmEncoder(nn.Module):
         if H % STRIDE or W % STRIDE:
             raise ValueError(f"an image of {H}x{W} pixels is not a whole number of patches of {STRIDE} pixels")
         maps = self.backbone(image)
-        maps = [maps[number] for number in self.taken]  # [B, C, gh, gw], [B, C', gh/2, gw/2]
-        if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
-            maps = [part.permute(0, 3, 1, 2) for part in maps]
-        first = [F.interpolate(part, (H // STRIDE, W // STRIDE), mode="bilinear") for part in maps[1:]]
-        return self.neck(torch.cat([maps[0], *first], dim=1))
+        taken = []
+        for stride, number in self.taken.items():
+            part = maps[number].permute(0, 3, 1, 2) if self.channels_last else maps[number]  # [B, C, H/s, W/s]
+            part = F.group_norm(part, 1)
+            if stride < STRIDE:
+                taken.append(F.pixel_unshuffle(part, STRIDE // stride))
+            else:
+                taken.append(F.interpolate(part, (H // STRIDE, W // STRIDE), mode="bilinear"))
+        return self.neck(torch.cat(taken, dim=1))

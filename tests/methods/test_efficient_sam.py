@@ -36,7 +36,8 @@ def build(decoder: str = "sam", *, drop_path: float = 0.0, protocol: object = No
 def batch_of(tmp_path, rows: list[int] = (0, 1, 2, 3)) -> dict[str, Tensor]:
     folder = str(write_sa1b_folder(tmp_path / "photos", 8))
     options = {"image_size": 32, "mask_size": 16, "preprocess": "squash", "num_masks": 3, "num_val_masks": 3}
-    options |= {"max_area": 0.9, "flip": 0.0, "seed": 0, "num_workers": 0, "shuffle_window": 1, "val_batch_size": 2}
+    options |= {"max_area": 0.9, "flip": 0.0, "min_crop": 1.0, "seed": 0, "num_workers": 0, "shuffle_window": 1}
+    options |= {"val_batch_size": 2}
     data = MaskData(folder, None, **options)
     data.set_stream(batch_size=4, epoch_size=8, num_batches=2)
     return data.on_after_batch_transfer(data.train_views().__getitems__(list(rows)), 0)
@@ -83,6 +84,9 @@ def test_every_trained_parameter_has_a_gradient_and_frozen_ones_stay(tmp_path) -
     assert not method.model.image_encoder.training and method.model.mask_decoder.training
     grads = gradients(method, batch)
     assert grads and all(name.startswith("mask_decoder") for name in grads)
+    grads = gradients(build(train_parts=["neck"]), batch)
+    neck = build().model.image_encoder.neck
+    assert grads.keys() == {f"image_encoder.neck.{name}" for name, _ in neck.named_parameters()}
 
 
 def test_checkpointed_activations_give_the_same_gradients(tmp_path) -> None:
@@ -109,7 +113,7 @@ def test_checkpointing_reaches_timms_encoders() -> None:
 def test_round_by_round_gives_the_gradients_of_one_backward_pass(tmp_path) -> None:
     """The plain way: all rounds on one graph from the photo to their mean."""
     batch = batch_of(tmp_path)
-    for parts in (OPTIONS["train_parts"], ["image_encoder"], ["mask_decoder"]):
+    for parts in (OPTIONS["train_parts"], ["image_encoder"], ["mask_decoder"], ["neck", "mask_decoder"]):
         method = build(train_parts=parts, protocol=SamProtocol(num_clicks=2, num_repeats=0))
         ours = gradients(method, batch)
         loss = method.training_step(batch, 0)

@@ -29,14 +29,34 @@ def test_channels_last_and_one_size_only() -> None:
         assert encoder(torch.empty(1, 3, 256, 256)).shape == (1, 256, 16, 16)
 
 
-def test_the_deep_map_reaches_the_embedding() -> None:
-    """What lies at 32 pixels is most of what a convolutional network knows."""
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_every_map_reaches_the_embedding(stride: int) -> None:
+    """What lies at 32 pixels is most of what a convolutional network knows; at 8 it knows where in a cell."""
     encoder = TimmEncoder("test_resnet", image_size=64).eval()
+    assert list(encoder.taken) == [8, 16, 32]
     image = torch.randn(1, 3, 64, 64)
+    maps = encoder.backbone(image)
     before = encoder(image)
+    channels = {k: maps[i].shape[1] * (4 if k == 8 else 1) for k, i in encoder.taken.items()}
+    first = sum(width for k, width in channels.items() if k < stride)
     with torch.no_grad():
-        encoder.neck[0].weight[:, encoder.backbone.feature_info.channels()[encoder.taken[0]] :] = 0
-    assert not torch.allclose(encoder(image), before)
+        encoder.neck[0].weight[:, first : first + channels[stride]] = 0
+    assert encoder.neck[0].in_channels == sum(channels.values()) and not torch.allclose(encoder(image), before)
+
+
+def test_maps_of_any_size_count_alike_and_the_finest_keeps_its_cells() -> None:
+    encoder = TimmEncoder("test_resnet", image_size=64).eval()
+    fine, middle, deep = torch.randn(1, 5, 8, 8), torch.randn(1, 3, 4, 4), torch.randn(1, 2, 2, 2)
+    seen = []
+    encoder.taken = {8: 0, 16: 1, 32: 2}
+    encoder.neck = torch.nn.Identity()
+    for maps in ([fine, middle, deep], [1000 * fine, 0.1 * middle + 7, deep]):
+        encoder.backbone.forward = lambda image, maps=maps: maps
+        seen.append(encoder(torch.zeros(1, 3, 64, 64)))
+    torch.testing.assert_close(seen[0], seen[1], rtol=1e-3, atol=1e-3)
+    assert seen[0].shape == (1, 4 * 5 + 3 + 2, 4, 4)
+    cells = seen[0][0, :20].view(5, 2, 2, 4, 4)  # channel, row and column within the cell, cell
+    torch.testing.assert_close(cells[3, 1, 0], torch.nn.functional.group_norm(fine, 1)[0, 3, 1::2, 0::2])
 
 
 def test_unknown_names_and_unfit_models() -> None:
