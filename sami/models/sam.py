@@ -130,11 +130,11 @@ class Sam(nn.Module):
         if not self.draws_prompts:
             return self.mask_decoder(side, sparse, visible, dense, multimask_output=multimask_output)
         gh, gw = side.grid_size
-        drawn, given = draw_prompts(point_coords, point_labels, size=(4 * gh, 4 * gw), cell=PATCH_SIZE / 4)
+        drawn, given, seen = draw_prompts(point_coords, point_labels, size=(4 * gh, 4 * gw), cell=PATCH_SIZE / 4)
         if dense is None:
             dense = self.prompt_encoder.encode_drawings(drawn, given)
         low_res_masks, ious = self.mask_decoder(side, sparse, visible, dense, multimask_output=multimask_output)
-        return low_res_masks + drawn.unsqueeze(2), ious
+        return low_res_masks * seen[..., None, None, None] + drawn.unsqueeze(2), ious
 
     def check_shapes(
         self, side: ImageSide, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor | None

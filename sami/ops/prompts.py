@@ -21,6 +21,7 @@ TOP_LEFT, BOTTOM_RIGHT = 2, 3
 PADDING = -1
 DISC = 1 / 12  # of the longer side: about the best radius of a fixed disc, see `sami.metrics.mask_iou`
 ROUNDNESS = 2.5  # 2 is an ellipse, more is nearer to the box
+SEEN_SIDE = 16  # cells of a box, that is four image tokens, from which on a network sees enough to be taken at its word
 
 # Which prompts a model was trained to answer with several candidates: all (EfficientSAM), a click or a box without
 # anything else, which may mean several things (SAM), or a lone click.
@@ -125,7 +126,7 @@ def noisy_box(masks: Tensor, noise: Tensor, *, std: float = 0.1, max_noise: floa
 
 def draw_prompts(
     point_coords: Tensor, point_labels: Tensor, *, size: tuple[int, int], cell: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The masks that prompts suggest before anybody has looked at the image, as logits.
 
     Of a box: what objects look like in their boxes on average, near enough an ellipse; 3 in the middle, falling to -8
@@ -139,7 +140,10 @@ def draw_prompts(
         cell: pixels per cell.
 
     Returns:
-        [B, Q, h, w] logits, all 0 where there is neither box nor foreground click, and [B, Q] bool, whether there is.
+        logits: [B, Q, h, w], all 0 where there is neither box nor foreground click.
+        given: [B, Q] bool, whether there is one.
+        seen: [B, Q] how much of what a network adds to the logits counts: of a box of less than `SEEN_SIDE` cells as
+            much less, since it covers few of the network's tokens.
     """
     point_coords, point_labels = pad_points(point_coords, point_labels, num_points=max(point_labels.shape[2], 1))
     y, x = (torch.arange(side, device=point_coords.device) + 0.5 for side in size)
@@ -163,7 +167,9 @@ def draw_prompts(
         part.masked_fill(~given[..., None, None], -math.inf) for part, given in ((box, has_box), (disc, has_disc))
     )
     given = has_box | has_disc
-    return torch.maximum(box, disc).masked_fill(~given[..., None, None], 0), given
+    side = (last - first).flatten(2).prod(dim=-1).clamp(min=0).sqrt()  # [B, Q] cells
+    seen = torch.where(has_box, (side / SEEN_SIDE).clamp(max=1), 1.0)
+    return torch.maximum(box, disc).masked_fill(~given[..., None, None], 0), given, seen
 
 
 def wants_several(several_for: str, *, num_clicks: int, has_box: bool) -> bool:

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sami.models import mask_decoder
 from sami.models.build import build_image_encoder
 from sami.models.sam import Sam
+from sami.ops import prompts
 from sami.ops.prompts import draw_prompts
 from sami.predict.released_design import decode_tiled
 from sami.predict.speed import count_flops
@@ -277,19 +278,23 @@ def test_unknown_choices():
 
 
 @pytest.mark.parametrize("multimask_output", [True, False])
-def test_before_training_a_drawn_prompt_is_answered_by_its_drawing(multimask_output):
+def test_before_training_a_drawn_prompt_is_answered_by_its_drawing(multimask_output, monkeypatch):
     """What the network adds is learned: until then it is nothing."""
     sam = Sam(torch.nn.Identity(), name="test", image_size=128, preprocess="pad", decoder="sam_drawn_prompts").eval()
-    coords = torch.tensor([[[[16.0, 32], [80, 96]], [[63.5, 63.5], [0, 0]], [[1, 1], [0, 0]]]])
+    coords = torch.tensor([[[[16.0, 32], [48, 64]], [[63.5, 63.5], [0, 0]], [[1, 1], [0, 0]]]])
     labels = torch.tensor([[[2, 3], [1, -1], [0, -1]]])
     embeddings = torch.randn(1, 256, SIDE, SIDE)
     masks, _ = sam.decode(embeddings, coords, labels, multimask_output=multimask_output)
-    drawn, _ = draw_prompts(coords, labels, size=(32, 32), cell=4.0)
+    drawn, _, seen = draw_prompts(coords, labels, size=(32, 32), cell=4.0)
     torch.testing.assert_close(masks, drawn.unsqueeze(2).expand_as(masks))
     assert drawn[0, 0].max() > 2 and drawn[0, 1].max() == 1 and not drawn[0, 2].any()
     sam.mask_decoder.output_hypernetworks_mlps.apply(lambda part: hasattr(part, "bias") and part.reset_parameters())
     answers = [sam.decode(embeddings, coords, labels, m, multimask_output=multimask_output)[0] for m in (None, drawn)]
     assert (answers[0] - masks).abs().max() > 0.01
     torch.testing.assert_close(answers[0][:, :2], answers[1][:, :2])  # it is the mask prompt where there is none
+    monkeypatch.setattr(prompts, "SEEN_SIDE", 1e-6)
+    believed, _ = sam.decode(embeddings, coords, labels, multimask_output=multimask_output)
+    assert seen.tolist() == [[0.5, 1, 1]]
+    torch.testing.assert_close(answers[0] - masks, (believed - masks) * seen[..., None, None, None])
     nothing = coords[:, :, :0], labels[:, :, :0]
     sam.decode(embeddings, *nothing, drawn, multimask_output=multimask_output)  # a mask prompt alone

@@ -148,7 +148,7 @@ def test_scaled_clicks_stay_on_the_centre_of_what_they_cover() -> None:
 def test_a_drawn_box_is_nearly_an_ellipse_that_ends_with_the_box() -> None:
     nan = float("nan")
     coords = torch.tensor([[8.0, 4], [56, 36], [nan, nan]]).view(1, 1, 3, 2)
-    logits, given = draw_prompts(coords, torch.tensor([[[2, 3, -1]]]), size=(12, 16), cell=4.0)
+    logits, given, _ = draw_prompts(coords, torch.tensor([[[2, 3, -1]]]), size=(12, 16), cell=4.0)
     assert logits.shape == (1, 1, 12, 16) and given.tolist() == [[True]]
     y, x = torch.meshgrid(torch.arange(12) + 0.5, torch.arange(16) + 0.5, indexing="ij")
     u, v = (x - 8) / 6, (y - 5) / 4  # -1 to 1 in the box
@@ -158,19 +158,19 @@ def test_a_drawn_box_is_nearly_an_ellipse_that_ends_with_the_box() -> None:
     torch.testing.assert_close(logits[0, 0, 2:8, 4:12], 3 * (1 - radius)[2:8, 4:12])
     outside = 4 * torch.minimum(6 - (x - 8).abs(), 4 - (y - 5).abs())  # 4 for a cell beyond the nearest edge
     assert torch.equal(logits[0, 0][~inside & (outside < -2)], outside.clamp(min=-8)[~inside & (outside < -2)])
-    moved, _ = draw_prompts(coords + torch.tensor([0, 0.5]), torch.tensor([[[2, 3, -1]]]), size=(12, 16), cell=4.0)
+    moved, _, _ = draw_prompts(coords + torch.tensor([0, 0.5]), torch.tensor([[[2, 3, -1]]]), size=(12, 16), cell=4.0)
     assert (moved[0, 0, 1, 4:12] < logits[0, 0, 1, 4:12]).all()  # it tells where in its cell an edge lies
 
 
 def test_a_drawn_box_that_holds_no_centre_is_still_seen() -> None:
     coords = torch.tensor([[4.1, 4.1], [5, 5]]).view(1, 1, 2, 2)
-    logits, _ = draw_prompts(coords, torch.tensor([[[2, 3]]]), size=(4, 4), cell=4.0)
+    logits, _, _ = draw_prompts(coords, torch.tensor([[[2, 3]]]), size=(4, 4), cell=4.0)
     assert logits.max() < 0 and logits.argmax() == 5 and (logits > -8).sum() > 1
 
 
 def test_clicks_are_drawn_as_discs_around_the_centres_of_their_pixels() -> None:
     coords = torch.tensor([[39.5, 19.5], [79.5, 59.5], [120.0, 5]]).view(1, 1, 3, 2)
-    logits, given = draw_prompts(coords, torch.tensor([[[1, 1, 0]]]), size=(24, 36), cell=4.0)
+    logits, given, _ = draw_prompts(coords, torch.tensor([[[1, 1, 0]]]), size=(24, 36), cell=4.0)
     assert given.tolist() == [[True]]
     y, x = torch.meshgrid(torch.arange(24) + 0.5, torch.arange(36) + 0.5, indexing="ij")
     distances = [((x - column) ** 2 + (y - row) ** 2).sqrt() for column, row in ((10, 5), (20, 15))]
@@ -189,11 +189,18 @@ def test_a_click_outside_a_box_may_still_belong_to_the_object() -> None:
 
 def test_what_is_not_there_is_not_drawn() -> None:
     labels = torch.tensor([[[0, -1], [2, 3], [1, -1], [-1, -1]]])
-    logits, given = draw_prompts(torch.ones(1, 4, 2, 2), labels, size=(4, 4), cell=4.0)
+    logits, given, _ = draw_prompts(torch.ones(1, 4, 2, 2), labels, size=(4, 4), cell=4.0)
     assert given.tolist() == [[False, True, True, False]]
     assert not logits[0, [0, 3]].any()
-    logits, given = draw_prompts(torch.ones(1, 4, 0, 2), labels[..., :0], size=(4, 4), cell=4.0)
+    logits, given, _ = draw_prompts(torch.ones(1, 4, 0, 2), labels[..., :0], size=(4, 4), cell=4.0)
     assert logits.shape == (1, 4, 4, 4) and not logits.any() and not given.any()
+
+
+def test_what_a_network_adds_to_a_small_box_counts_less() -> None:
+    corners = [[0, 0], [64, 64]], [[8, 8], [24, 24]], [[0, 0], [32, 128]], [[5, 5], [9, 9]]
+    labels = torch.tensor([[[2, 3], [2, 3], [2, 3], [1, 1]]])
+    *_, seen = draw_prompts(torch.tensor([corners]).float(), labels, size=(32, 32), cell=4.0)
+    assert seen.tolist() == [[1, 0.25, 1, 1]]  # 16, 4 and sqrt(8 * 32) cells; clicks
 
 
 @pytest.mark.parametrize(
