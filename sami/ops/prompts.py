@@ -21,7 +21,7 @@ TOP_LEFT, BOTTOM_RIGHT = 2, 3
 PADDING = -1
 DISC = 1 / 12  # of the longer side: about the best radius of a fixed disc, see `sami.metrics.mask_iou`
 ROUNDNESS = 2.5  # 2 is an ellipse, more is nearer to the box
-SEEN_SIDE = 16  # cells of a box, that is four image tokens, from which on a network sees enough to be taken at its word
+SEEN_SIDE = 48  # cells of a box, twelve image tokens, from which on what a network adds to its drawing counts in full
 
 # Which prompts a model was trained to answer with several candidates: all (EfficientSAM), a click or a box without
 # anything else, which may mean several things (SAM), or a lone click.

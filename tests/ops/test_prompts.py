@@ -197,10 +197,10 @@ def test_what_is_not_there_is_not_drawn() -> None:
 
 
 def test_what_a_network_adds_to_a_small_box_counts_less() -> None:
-    corners = [[0, 0], [64, 64]], [[8, 8], [24, 24]], [[0, 0], [32, 128]], [[5, 5], [9, 9]]
-    labels = torch.tensor([[[2, 3], [2, 3], [2, 3], [1, 1]]])
-    *_, seen = draw_prompts(torch.tensor([corners]).float(), labels, size=(32, 32), cell=4.0)
-    assert seen.tolist() == [[1, 0.25, 1, 1]]  # 16, 4 and sqrt(8 * 32) cells; clicks
+    corners = [[0, 0], [192, 192]], [[8, 8], [56, 56]], [[0, 0], [24, 96]], [[0, 0], [256, 240]], [[5, 5], [9, 9]]
+    labels = torch.tensor([[[2, 3], [2, 3], [2, 3], [2, 3], [1, 1]]])
+    *_, seen = draw_prompts(torch.tensor([corners]).float(), labels, size=(64, 64), cell=4.0)
+    assert seen.tolist() == [[1, 0.25, 0.25, 1, 1]]  # sides of 48, 12, sqrt(6 * 24) and more cells; clicks
 
 
 @pytest.mark.parametrize(
