@@ -128,7 +128,7 @@ def make_view(
 def draw_window(size: tuple[int, int], rng: np.random.Generator, *, min_area: float) -> Window:
     """A part of a photo of this (H, W) and of its shape, anywhere, with at least this fraction of its area.
 
-    The logarithm of the area is uniform, so that objects are magnified once or twice as often as twice or four times.
+    The logarithm of the area is uniform, so that every magnification comes as often as any other.
     """
     side = min_area ** (rng.random() / 2)
     height, width = (max(1, round(own * side)) for own in size)
