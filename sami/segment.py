@@ -5,7 +5,8 @@
         --checkpoint runs/finetune_vit_s/segmenter.safetensors --output masks.png --masks masks/ --rle masks.json
 
 Points are x,y for "this belongs to it", x,y,0 for "this does not", in pixels from the top left corner. All points and
-a box describe one object; several boxes, without points, one object each.
+a box describe one object; several boxes, without points, one object each. With --zoom each box is looked at by itself,
+in a window of the photo twice as large: better where objects are small.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from sami.ops.rle import counts_to_string, encode_mask
 from sami.predict.photo import read_photo
 from sami.predict.picture import draw_masks
 from sami.predict.predictor import SamPredictor
+from sami.predict.zoom import predict_zoomed
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,6 +42,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("photo", help="an image file")
     parser.add_argument("--point", action="append", default=[], metavar="X,Y[,0]", help="may be given several times")
     parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="may be given several times")
+    parser.add_argument("--zoom", action="store_true", help="look at each box by itself, magnified: slower, sharper")
     parser.add_argument("--checkpoint", required=True, help="a released file, or one of a fine-tuning run")
     parser.add_argument("--model", choices=MODELS, help="needed for released files, which do not say what they are")
     parser.add_argument("--image-size", type=int, help="of a released file: pixels per side that the model sees (1024)")
@@ -62,17 +65,25 @@ def segment(options: argparse.Namespace) -> None:
         raise ValueError("nothing to look for: give --point x,y or --box x0,y0,x1,y1")
     if points and len(boxes) > 1:
         raise ValueError("points and several boxes: give one box with the points, or the boxes alone")
+    if options.zoom and (points or not boxes):
+        raise ValueError("--zoom looks closer at boxes: give --box x0,y0,x1,y1, without points")
     image = read_photo(options.photo)
     check_outputs(options)
     sam = build_sam(options.model, options.checkpoint, image_size=options.image_size)
     keep_freed_memory()
-    predictor = SamPredictor(sam.to(choose_device(options.device)))
-    predictor.set_image(image)
+    sam = sam.to(choose_device(options.device))
     multimask = wants_several(sam.several_for, num_clicks=len(points), has_box=bool(boxes))
+    if options.zoom:
+        answers = zip(*predict_zoomed(sam, image, boxes, multimask_output=multimask), strict=True)
+    else:
+        predictor = SamPredictor(sam)
+        predictor.set_image(image)
+        prompts = (
+            {"point_coords": points or None, "point_labels": labels or None, "box": box} for box in boxes or [None]
+        )
+        answers = (predictor.predict(**prompt, multimask_output=multimask)[:2] for prompt in prompts)
     masks, ious = [], []
-    for box in boxes or [None]:
-        prompt = {"point_coords": points or None, "point_labels": labels or None, "box": box}
-        candidates, iou_predictions, _ = predictor.predict(**prompt, multimask_output=multimask)
+    for candidates, iou_predictions in answers:
         best = int(iou_predictions.argmax())
         masks.append(candidates[best])
         ious.append(float(iou_predictions[best]))

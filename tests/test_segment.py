@@ -9,6 +9,8 @@ from pycocotools import mask as coco
 
 from sami.models.build import build_sam, save_sam
 from sami.models.sam import Sam
+from sami.predict.photo import read_photo
+from sami.predict.zoom import predict_zoomed
 from sami.segment import main
 
 
@@ -59,6 +61,17 @@ def test_several_boxes_are_several_objects(photo, checkpoint, tmp_path, capsys):
     assert capsys.readouterr().out.count("predicted IoU") == 2
 
 
+def test_zoom_looks_at_each_box_by_itself(photo, checkpoint, tmp_path, capsys):
+    boxes = [(1, 1, 30, 30), (40, 5, 60, 21)]
+    asked = [f"--box={','.join(map(str, box))}" for box in boxes]
+    main([photo, "--zoom", *asked, "--checkpoint", checkpoint, f"--output={tmp_path}/o.png", f"--masks={tmp_path}/m"])
+    assert capsys.readouterr().out.count("predicted IoU") == 2
+    found, ious = predict_zoomed(build_sam(checkpoint=checkpoint), read_photo(photo), boxes)
+    for number, (masks, confidence) in enumerate(zip(found, ious, strict=True)):
+        written = np.asarray(Image.open(tmp_path / "m" / f"object_{number}.png"))
+        assert ((written > 0) == masks[confidence.argmax()]).all()
+
+
 @pytest.mark.parametrize(("several_for", "asked"), [("any", 3), ("lone", 3), ("click", 1)])
 def test_a_lone_box_is_answered_as_the_model_was_trained(photo, tmp_path, monkeypatch, several_for, asked):
     sam = build_sam("efficient_sam_vitt", decoder="sam", image_size=64)
@@ -74,6 +87,11 @@ def test_a_lone_box_is_answered_as_the_model_was_trained(photo, tmp_path, monkey
     ("arguments", "message"),
     [
         ([], "nothing to look for"),
+        (["--zoom"], "nothing to look for"),
+        (["--zoom", "--point", "40,30"], "--zoom looks closer at boxes"),
+        (["--zoom", "--box=4,4,9,9", "--point", "40,30"], "--zoom looks closer at boxes"),
+        (["--zoom", "--box=9,4,4,9"], "has no area"),
+        (["--zoom", "--box=90,4,99,9"], "is outside the image"),
         (["--point", "90,30"], "point (90, 30) is outside the image, which is 80 wide and 60 high"),
         (["--point", "40"], "--point 40: give 2 or 3 numbers"),
         (["--point", "a,b"], "--point a,b: give 2 or 3 numbers"),

@@ -17,10 +17,12 @@ from sami.data.mask_sources import MaskedPhoto, MaskSource
 from sami.data.order import ShuffledOrder, locate_in_file_order
 from sami.data.segmentations import segmentation_counts
 from sami.data.transforms import BrokenImage, decode, image_size
+from sami.ops.boxes import window_around
 from sami.ops.frames import Frame, longest_side_frame, squash_frame
-from sami.ops.rle import Window, mask_cells
+from sami.ops.rle import Window, counts_to_box, mask_cells
 
 NUM_NOISE = 32  # uniform numbers per object, from which prompts are drawn
+ZOOM_FACTORS = (1.5, 3.0)  # of training, around the `ZOOM` of prediction
 
 
 class MaskFrame(NamedTuple):
@@ -55,8 +57,12 @@ class MaskFrame(NamedTuple):
 
     def mask(
         self, segmentation: Any, size: tuple[int, int], *, flip: bool, window: Window | None = None
-    ) -> Tensor | None:
-        """bool [s, s]: the cells of the mask, see `mask_cells`. None for a mask to be left out.
+    ) -> tuple[Tensor, Tensor] | None:
+        """bool [s, s]: the cells of the mask, see `mask_cells`; and [4], the tightest box around its pixels, in cells
+        and fractions of them. None for a mask to be left out.
+
+        A box around the cells would be another: a mask loses the cells that it covers less than half, and of an object
+        of a few cells that is a lot.
 
         Left out are masks above `max_area` of the photo, those without a pixel in the window, and those that fill more
         of it than `max_area`. Of a whole photo, which ones does not depend on `side` and `mask_side`. The code is not
@@ -70,17 +76,21 @@ class MaskFrame(NamedTuple):
             return None
         top, left, height, width = window or (0, 0, *size)
         cell = self.side / self.mask_side  # model pixels
-        borders = []
+        borders, scale = [], []
         for own, new in zip((height, width), self.of((height, width)).input_size, strict=True):
             number = math.ceil(new / cell)  # of cells with photo in them
             borders.append(torch.arange(number + 1, dtype=torch.float64) * (cell * own / new))
+            scale.append(new / own / cell)  # cells per pixel of the photo
         rows, columns = borders
         columns = left + width - columns if flip else left + columns
         masks = mask_cells(counts, size, top + rows, columns, window)  # beyond a window's edge the photo goes on
         if window and masks.float().mean() > self.max_area:
             return None
         masks = F.pad(masks, (0, self.mask_side - masks.shape[1], 0, self.mask_side - masks.shape[0]))
-        return masks if masks.any() else None
+        x0, y0, x1, y1 = counts_to_box(counts, size, window).tolist()
+        x0, x1 = (left + width - x1, left + width - x0) if flip else (x0 - left, x1 - left)
+        box = torch.tensor([x0 * scale[1], (y0 - top) * scale[0], x1 * scale[1], (y1 - top) * scale[0]])
+        return (masks, box) if masks.any() else None
 
 
 class View(NamedTuple):
@@ -88,6 +98,7 @@ class View(NamedTuple):
 
     image: Tensor  # uint8 [3, S, S]
     masks: list[Tensor]  # bool [s, s] each
+    boxes: list[Tensor]  # [4] each, see `MaskFrame.mask`
     input_size: tuple[int, int]
 
 
@@ -99,8 +110,11 @@ def make_view(
     num_masks: int,
     flip: float,
     min_crop: float = 1.0,
+    zoom_chance: float = 0.0,
 ) -> View:
     """The photo or a window of it, and up to `num_masks` of its masks, drawn at random; only these are decoded.
+
+    With `zoom_chance` the window is around the first mask, see `draw_zoom`, otherwise anywhere, see `draw_window`.
 
     A window that no mask reaches into is given up for the whole photo.
 
@@ -110,18 +124,22 @@ def make_view(
     size = photo.size()
     flipped = bool(rng.random() < flip)
     order = rng.permutation(len(photo.segmentations))
-    window = draw_window(size, rng, min_area=min_crop) if min_crop < 1 else None
+    if zoom_chance and rng.random() < zoom_chance:
+        window = draw_zoom(segmentation_counts(photo.segmentations[order[0]], size), size, rng, image_size=frame.side)
+    else:
+        window = draw_window(size, rng, min_area=min_crop) if min_crop < 1 else None
     for place in (window, None) if window else (None,):
-        masks: list[Tensor] = []
+        found: list[tuple[Tensor, Tensor]] = []
         for number in order:
-            if len(masks) == num_masks:
+            if len(found) == num_masks:
                 break
             mask = frame.mask(photo.segmentations[number], size, flip=flipped, window=place)
             if mask is not None:
-                masks.append(mask)
-        if masks:
+                found.append(mask)
+        if found:
             image = frame.image(photo.image, flip=flipped, window=place)
-            return View(image, masks, frame.of(place[2:] if place else size).input_size)
+            masks, boxes = (list(part) for part in zip(*found, strict=True))
+            return View(image, masks, boxes, frame.of(place[2:] if place else size).input_size)
     raise BrokenImage(f"none of its {len(photo.segmentations)} masks can be used: too large, or empty")
 
 
@@ -135,13 +153,22 @@ def draw_window(size: tuple[int, int], rng: np.random.Generator, *, min_area: fl
     return int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1)), height, width
 
 
+def draw_zoom(counts: Tensor, size: tuple[int, int], rng: np.random.Generator, *, image_size: int) -> Window:
+    """A part of a photo of this (H, W) as `sami.predict.zoom` sees it: 1.5 to 3 times as wide as a mask, every
+    magnification equally often, the mask anywhere in it."""
+    low, high = ZOOM_FACTORS
+    factor, place = low * (high / low) ** rng.random(), (rng.random(), rng.random())
+    return window_around(counts_to_box(counts, size).tolist(), size, image_size=image_size, factor=factor, place=place)
+
+
 class TrainMaskViews(Dataset):
     """Shuffled photos with some of their masks, by position.
 
-    A batch holds `image` uint8 [B, 3, S, S], `masks` bool [B, Q, s, s], `valid` bool [B, Q] (photos with fewer than Q
-    masks have rows that are none), `noise` float32 [B, Q, NUM_NOISE] (which decides the prompts), `input_size` int64
-    [B, 2], `position` int64 [B], and `broken`, a list of (where, why) of photos that could not be used. Each of those
-    is replaced by another photo that depends on the position alone.
+    A batch holds `image` uint8 [B, 3, S, S], `masks` bool [B, Q, s, s], `boxes` float32 [B, Q, 4] (see
+    `MaskFrame.mask`), `valid` bool [B, Q] (photos with fewer than Q masks have rows that are none), `noise` float32
+    [B, Q, NUM_NOISE] (which decides the prompts), `input_size` int64 [B, 2], `position` int64 [B], and `broken`, a list
+    of (where, why) of photos that could not be used. Each of those is replaced by another photo that depends on the
+    position alone.
 
     Args:
         source: where photos come from.
@@ -151,6 +178,7 @@ class TrainMaskViews(Dataset):
         num_masks: of a photo, at most.
         flip: probability of mirroring.
         min_crop: see `draw_window`; 1 for whole photos.
+        zoom_chance: see `make_view`.
     """
 
     max_substitutes = 50
@@ -165,9 +193,10 @@ class TrainMaskViews(Dataset):
         num_masks: int,
         flip: float,
         min_crop: float = 1.0,
+        zoom_chance: float = 0.0,
     ) -> None:
         self.source, self.order, self.seed, self.frame = source, order, seed, frame
-        self.drawn = {"num_masks": num_masks, "flip": flip, "min_crop": min_crop}
+        self.drawn = {"num_masks": num_masks, "flip": flip, "min_crop": min_crop, "zoom_chance": zoom_chance}
         self.num_masks = num_masks
 
     def __getitems__(self, positions: list[int]) -> dict[str, Any]:
@@ -213,6 +242,7 @@ def collate(
     batch = {
         "image": torch.stack([view.image for view, _ in views]),
         "masks": torch.zeros(B, Q, s, s, dtype=torch.bool),
+        "boxes": torch.zeros(B, Q, 4),
         "valid": torch.zeros(B, Q, dtype=torch.bool),
         "noise": torch.zeros(B, Q, NUM_NOISE),
         "input_size": torch.tensor([view.input_size for view, _ in views]),
@@ -223,6 +253,7 @@ def collate(
         count = len(view.masks)
         if count:
             batch["masks"][row, :count] = torch.stack(view.masks)
+            batch["boxes"][row, :count] = torch.stack(view.boxes)
             batch["valid"][row, :count] = True
             batch["noise"][row, :count] = noise[:count]
     return batch

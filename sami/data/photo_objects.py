@@ -14,7 +14,7 @@ from sami.data.mask_sources import MaskedPhoto, MaskSource
 from sami.data.mask_views import MaskFrame, draw_noise
 from sami.data.order import locate_in_file_order
 from sami.data.segmentations import segmentation_counts
-from sami.data.transforms import BrokenImage
+from sami.data.transforms import BrokenImage, decode
 from sami.data.views import PADDING
 from sami.ops.frames import Frame
 from sami.ops.rle import decode_mask, mask_cells
@@ -32,14 +32,19 @@ class PhotoObjects:
         frame: where the photo lies in the model's square.
         counts: run lengths of each mask, of the whole photo.
         noise: [Q, NUM_NOISE] uniform in [0, 1), which decides the prompts.
+        photo: the image file's bytes.
     """
 
-    def __init__(self, frame: Frame, counts: list[Tensor], noise: Tensor) -> None:
-        self.frame, self.noise = frame, noise.numpy()
+    def __init__(self, frame: Frame, counts: list[Tensor], noise: Tensor, photo: bytes) -> None:
+        self.frame, self.noise, self.photo = frame, noise.numpy(), photo
         self.counts = [runs.numpy().astype(np.int32) for runs in counts]
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    def pixels(self) -> np.ndarray:
+        """RGB uint8 [H, W, 3], all that the photo has."""
+        return decode(self.photo)
 
     def take(self, rows: slice, grid: Frame) -> tuple[Tensor, Tensor]:
         """Some of the objects: masks [1, Q, H, W] bool and noise [1, Q, NUM_NOISE].
@@ -78,7 +83,7 @@ def draw_objects(photo: MaskedPhoto, frame: MaskFrame, rng: np.random.Generator,
             counts.append(runs)
     if not counts:
         raise BrokenImage(f"none of its {len(photo.segmentations)} masks can be used: they are empty")
-    return PhotoObjects(frame.of(size), counts, draw_noise(rng, len(counts)))
+    return PhotoObjects(frame.of(size), counts, draw_noise(rng, len(counts)), photo.image)
 
 
 class EvalMaskViews(Dataset):

@@ -42,6 +42,7 @@ class EfficientSAMFinetuning(pl.LightningModule):
         layer_decay: how much slower each earlier layer of the encoder learns, see `layer_groups`.
         checkpoint_activations: compute encoder blocks and decoder again in the backward pass instead of keeping what
             they computed: a step then takes about a third longer and less memory.
+        validate_zoomed: also ask for each box in a window of the photo around it, see `predict_zoomed`.
 
     Raises:
         ValueError: see `freeze_all_but`; or a protocol that the model's prompt encoder does not know.
@@ -62,6 +63,7 @@ class EfficientSAMFinetuning(pl.LightningModule):
         betas: tuple[float, float],
         layer_decay: float,
         checkpoint_activations: bool,
+        validate_zoomed: bool,
     ) -> None:
         super().__init__()
         if protocol.several_for != "any" and not model.prompt_encoder.takes_masks:
@@ -79,6 +81,7 @@ class EfficientSAMFinetuning(pl.LightningModule):
         self.clock = StageClock()
         self.recent: list[Tensor] = []
         self.scores: dict[str, MaskScores] = {}
+        self.validate_zoomed = validate_zoomed
         self.train()  # Lightning leaves the mode as it finds it, and a segmenter is built to be used
 
     def setup(self, stage: str) -> None:
@@ -107,7 +110,8 @@ class EfficientSAMFinetuning(pl.LightningModule):
     def losses(self, image_embeddings: Tensor, batch: dict[str, Any]) -> Iterator[Tensor]:
         """The loss of each round of the protocol and its parts, [4]. No round needs the graph of another."""
         decode = decode_with(self.model, image_embeddings)
-        rounds = self.protocol.rounds(decode, batch["masks"], batch["noise"], side=self.model.image_size)
+        asked = {"side": self.model.image_size, "boxes": batch["boxes"]}
+        rounds = self.protocol.rounds(decode, batch["masks"], batch["noise"], **asked)
         for low_res_masks, iou_predictions in rounds:
             yield torch.stack(
                 mask_loss(low_res_masks, iou_predictions, batch["masks"], batch["valid"], **self.loss_weights)
@@ -148,7 +152,8 @@ class EfficientSAMFinetuning(pl.LightningModule):
         self.log("train/epoch", self.trainer.global_step / self.plan.steps_per_epoch)
 
     def on_validation_start(self) -> None:
-        self.scores = {name: MaskScores(self.device) for name in self.trainer.datamodule.val_sources}
+        zoom = self.model if self.validate_zoomed else None
+        self.scores = {name: MaskScores(self.device, zoom=zoom) for name in self.trainer.datamodule.val_sources}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds to the numbers of one validation set, see `MaskScores`."""

@@ -16,6 +16,8 @@ from torchmetrics import Metric
 from sami.data.photo_objects import LONGEST_SIDE, PhotoObjects
 from sami.methods.prompting import Decode, most_confident
 from sami.metrics.mask_iou import BestDiscIoU, PromptedIoU
+from sami.models.sam import Sam
+from sami.ops.boxes import mask_to_box
 from sami.ops.frames import Frame
 from sami.ops.masks import mask_iou
 from sami.ops.prompts import (
@@ -27,6 +29,7 @@ from sami.ops.prompts import (
     uniform_clicks,
     wants_several,
 )
+from sami.predict.zoom import predict_zoomed
 
 NUM_CLICKS = (1, 3, 5)
 KINDS = (
@@ -35,6 +38,7 @@ KINDS = (
     *(f"uniform_{number}" for number in NUM_CLICKS),
     "filled_box",
 )
+ZOOMED = "zoomed_box"
 MASK_PIXELS = 2**24  # of full-size logits at a time
 
 
@@ -97,11 +101,16 @@ def masks_from_prompts(
 
 
 class MaskScores:
-    """The numbers of one validation set: mIoU by kind of prompt, of the filled box and of the best disc."""
+    """The numbers of one validation set: mIoU by kind of prompt, of the filled box and of the best disc.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.iou = PromptedIoU(KINDS).to(device)
+    Args:
+        device: where they add up.
+        zoom: a model to ask for each box once more, in a window of the photo around it: see `predict_zoomed`.
+    """
+
+    def __init__(self, device: torch.device, *, zoom: Sam | None = None) -> None:
+        self.device, self.zoom = device, zoom
+        self.iou = PromptedIoU((*KINDS, ZOOMED) if zoom else KINDS).to(device)
         self.discs: dict[str, Metric] = {name: BestDiscIoU().to(device) for name in ("click_disc", "uniform_disc")}
 
     def add_photo(self, decode: Decode, objects: PhotoObjects, *, several_for: str) -> None:
@@ -116,6 +125,8 @@ class MaskScores:
             ious = {kind: mask_iou(prediction, masks)[0] for kind, prediction in answers}
             sides = pointers.box[0].diff(dim=2).flatten(2)  # [1, Q, 2] (width, height)
             ious["filled_box"] = (masks.flatten(2).sum(dim=-1) / sides.prod(dim=-1))[0]  # the box holds the mask
+            if self.zoom:
+                ious[ZOOMED] = zoomed_iou(self.zoom, objects, range(start, start + masks.shape[1]))
             self.iou.update(ious)
             for disc, (coords, _) in zip(self.discs.values(), (pointers.central, pointers.uniform), strict=True):
                 disc.update(masks[0], coords[0, :, 0])
@@ -123,3 +134,15 @@ class MaskScores:
     def compute(self) -> dict[str, Tensor]:
         """All numbers by name, over all ranks."""
         return {**self.iou.compute(), **{name: disc.compute() for name, disc in self.discs.items()}}
+
+
+def zoomed_iou(model: Sam, objects: PhotoObjects, rows: range) -> Tensor:
+    """[Q] IoU of what `predict_zoomed` finds in the exact boxes of some objects of a photo, in the photo's pixels."""
+    pixels, several = objects.pixels(), wants_several(model.several_for, num_clicks=0, has_box=True)
+    ious = []
+    for row in rows:  # one at a time, as masks of a large photo are large
+        masks, _ = objects.take(slice(row, row + 1), objects.frame)  # [1, 1, Ho, Wo]
+        found, confidence = predict_zoomed(model, pixels, mask_to_box(masks)[0].numpy(), multimask_output=several)
+        best = torch.from_numpy(found[0, confidence[0].argmax()])
+        ious.append(mask_iou(best, masks[0, 0]))
+    return torch.stack(ious).to(model.device)

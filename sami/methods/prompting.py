@@ -52,7 +52,9 @@ class PromptProtocol(Protocol):
 
     several_for: str  # which prompts it asks several candidates for, one of `SEVERAL_FOR`
 
-    def rounds(self, decode: Decode, masks: Tensor, noise: Tensor, *, side: int) -> Iterator[Candidates]:
+    def rounds(
+        self, decode: Decode, masks: Tensor, noise: Tensor, *, side: int, boxes: Tensor | None = None
+    ) -> Iterator[Candidates]:
         """The candidates of each round.
 
         Args:
@@ -60,6 +62,7 @@ class PromptProtocol(Protocol):
             masks: [B, Q, H, W] bool, the objects. Padding asks with padding.
             noise: [B, Q, NUM_NOISE] uniform in [0, 1); all that is random follows from it.
             side: pixels per side of the model frame.
+            boxes: [B, Q, 4] around the objects, in pixels of the masks and fractions of them; None: the masks' own.
         """
 
 
@@ -117,11 +120,14 @@ class SamProtocol:
         """1 + num_clicks + num_repeats: 11 in the paper."""
         return 1 + self.num_clicks + self.num_repeats
 
-    def rounds(self, decode: Decode, masks: Tensor, noise: Tensor, *, side: int) -> Iterator[Candidates]:
+    def rounds(
+        self, decode: Decode, masks: Tensor, noise: Tensor, *, side: int, boxes: Tensor | None = None
+    ) -> Iterator[Candidates]:
         """See `PromptProtocol`."""
         cell = side / masks.shape[-1]  # model pixels per pixel of the masks
         click = uniform_clicks(masks, noise[..., 1:2])
-        box = noisy_box(masks, noise[..., 2:6], std=self.box_noise, max_noise=self.max_box_noise * side / cell)
+        max_noise = self.max_box_noise * side / cell
+        box = noisy_box(masks, noise[..., 2:6], boxes=boxes, std=self.box_noise, max_noise=max_noise)
         clicked = noise[..., 0] < 1 - self.box_chance  # [B, Q]
         if self.box_candidates == 1:
             clicked = clicked[:1, :1].expand_as(clicked)
@@ -165,13 +171,16 @@ class PointsProtocol:
             raise ValueError(f"max_points={max_points}: give 1 to {NUM_NOISE - self.first_click}")
         self.max_points, self.box_noise, self.max_box_noise = max_points, box_noise, max_box_noise
 
-    def rounds(self, decode: Decode, masks: Tensor, noise: Tensor, *, side: int) -> Iterator[Candidates]:
+    def rounds(
+        self, decode: Decode, masks: Tensor, noise: Tensor, *, side: int, boxes: Tensor | None = None
+    ) -> Iterator[Candidates]:
         """See `PromptProtocol`."""
         cell = side / masks.shape[-1]
         coords, labels = uniform_clicks(masks, noise[..., self.first_click : self.first_click + self.max_points])
         count = 1 + (noise[..., 6:7] * self.max_points).floor()  # [B, Q, 1]
         clicks = coords, torch.where(torch.arange(self.max_points, device=count.device) < count, labels, PADDING)
-        box = noisy_box(masks, noise[..., 2:6], std=self.box_noise, max_noise=self.max_box_noise * side / cell)
+        max_noise = self.max_box_noise * side / cell
+        box = noisy_box(masks, noise[..., 2:6], boxes=boxes, std=self.box_noise, max_noise=max_noise)
         prompts = choose_prompts(clicks, box, noise[..., 0] < 0.5)
         yield decode(scale_prompts(prompts, cell), None, multimask_output=True)
 

@@ -69,9 +69,7 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
             content = content[entry]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name: give a state dict")
-    others = [
-        str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))
-    ]
+    others = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if others:
         raise ValueError(f"{path} holds entries that are no tensors by name: {_some(others)}. Give a state dict")
     return dict(content)

@@ -104,12 +104,15 @@ def tight_box(masks: Tensor) -> Prompts:
     return boxes.unflatten(-1, (2, 2)), torch.where(masks.flatten(2).any(-1, keepdim=True), labels, PADDING)
 
 
-def noisy_box(masks: Tensor, noise: Tensor, *, std: float = 0.1, max_noise: float = 20.0) -> Prompts:
+def noisy_box(
+    masks: Tensor, noise: Tensor, *, boxes: Tensor | None = None, std: float = 0.1, max_noise: float = 20.0
+) -> Prompts:
     """The corners of the tightest box, moved at random as SAM is trained with (arXiv:2304.02643, App. A).
 
     Args:
         masks: [B, Q, H, W] bool. An empty mask gets padding.
         noise: [B, Q, 4] uniform in [0, 1), one for each coordinate.
+        boxes: [B, Q, 4] where it is known better than the masks' pixels say; None: theirs.
         std: of the normal displacement, as a fraction of the box's side.
         max_noise: bound of the displacement, in pixels of the masks' frame. SAM's 20 are pixels of 1024.
 
@@ -117,6 +120,7 @@ def noisy_box(masks: Tensor, noise: Tensor, *, std: float = 0.1, max_noise: floa
         Corners inside the image, never swapped: 4.75 standard deviations are the most that is drawn.
     """
     coords, labels = tight_box(masks)
+    coords = coords if boxes is None else boxes.unflatten(-1, (2, 2))
     side = (coords[..., 1, :] - coords[..., 0, :]).unsqueeze(2)  # [B, Q, 1, 2]
     normal = math.sqrt(2) * torch.erfinv(2 * noise.clamp(1e-6, 1 - 1e-6) - 1).unflatten(-1, (2, 2))
     moved = coords + (std * side * normal).clamp(-max_noise, max_noise)
@@ -129,9 +133,10 @@ def draw_prompts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The masks that prompts suggest before anybody has looked at the image, as logits.
 
-    Of a box: what objects look like in their boxes on average, near enough an ellipse; 3 in the middle, falling to -8
-    within two cells outside the box. Of foreground clicks: discs around them, whose radius is `DISC` of the drawing's
-    longer side, between 1 and -1, since that is no more than a guess. Of both, whichever is larger.
+    Of a box: what objects look like in their boxes on average, near enough an ellipse; 3 inside, falling to -16 within
+    two cells outside the box. (At -8 the chances of all the cells far away add up to more than a small object, and
+    `dice_loss` is about them.) Of foreground clicks: discs around them, whose radius is `DISC` of the drawing's longer
+    side, 1 inside and -4 from three radii on, since that is no more than a guess. Of both, whichever is larger.
 
     Args:
         point_coords: [B, Q, P, 2] (x, y) pixels; a box is its two corners, among other points or alone.
@@ -155,13 +160,13 @@ def draw_prompts(
     inside = torch.minimum(centres - first, last - centres).amin(dim=-1)  # [B, Q, h, w] cells from the nearest edge
     place = (2 * centres - first - last) / (last - first).clamp(min=1)  # -1 to 1 in the box, or a cell if that is more
     radius = place.abs().pow(ROUNDNESS).sum(dim=-1).pow(1 / ROUNDNESS)
-    box = torch.minimum(3 * (1 - radius), 4 * inside).clamp(min=-8)
+    box = torch.minimum(8 * (1 - radius), 8 * inside).clamp(-16, 3)
     clicked = point_labels == FOREGROUND
     clicks = (point_coords.masked_fill(~clicked.unsqueeze(-1), -math.inf) + 0.5) / cell  # [B, Q, P, 2], pixel centres
     # as differences: by products, torch's way for so many, distances near 0 are wrong by a hundredth of a cell
     exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
     nearest = torch.cdist(clicks.clamp(min=-1e4), centres.flatten(0, 1), **exact).amin(dim=2).unflatten(2, size)
-    disc = (4 * (DISC * max(size) - nearest)).clamp(-1, 1)
+    disc = (2 - 2 * nearest / (DISC * max(size))).clamp(-4, 1)
     has_box, has_disc = (point_labels == TOP_LEFT).any(dim=-1), clicked.any(dim=-1)
     box, disc = (
         part.masked_fill(~given[..., None, None], -math.inf) for part, given in ((box, has_box), (disc, has_disc))

@@ -89,6 +89,38 @@ def check_counts(counts: Tensor, size: tuple[int, int]) -> None:
 Window = tuple[int, int, int, int]  # (top, left, height, width) in pixels
 
 
+def counts_to_box(counts: Tensor, size: tuple[int, int], window: Window | None = None) -> Tensor:
+    """[4] float32: the tightest box around what the mask has in the window, see `sami.ops.boxes`; zeros for nothing.
+
+    Each run of ones is up to three rectangles: the end of a column, whole columns, the beginning of one. Nothing is
+    decoded.
+
+    Args:
+        counts: [n] run lengths that add up to H*W.
+        size: (H, W) of the mask.
+        window: where pixels count. The box stays in the frame of the mask.
+    """
+    H = size[0]
+    ends = counts.cumsum(0)
+    starts, stops = ends[0::2][: len(ends) // 2], ends[1::2]  # of the runs of ones
+    filled = stops > starts
+    starts, last = starts[filled], stops[filled] - 1
+    (left, right), (top, bottom) = (starts // H, last // H), (starts % H, last % H + 1)
+    one, none, full = left == right, torch.zeros_like(top), torch.full_like(top, H)
+    x0, x1 = torch.cat([left, left + 1, right]), torch.cat([left + 1, right, right + 1])
+    y0, y1 = (
+        torch.cat([top, none, torch.where(one, top, none)]),
+        torch.cat([torch.where(one, bottom, full), full, bottom]),
+    )
+    row, column, height, width = window or (0, 0, *size)
+    x0, x1 = x0.clamp(min=column), x1.clamp(max=column + width)
+    y0, y1 = y0.clamp(min=row), y1.clamp(max=row + height)
+    seen = (x0 < x1) & (y0 < y1)
+    if not seen.any():
+        return torch.zeros(4)
+    return torch.stack([x0[seen].min(), y0[seen].min(), x1[seen].max(), y1[seen].max()]).float()
+
+
 def mask_cells(
     counts: Tensor, size: tuple[int, int], rows: Tensor, columns: Tensor, window: Window | None = None
 ) -> Tensor:

@@ -7,9 +7,10 @@ from conftest import encode
 from masked_photos import draw_masks, rle, sa1b_record, write_coco, write_sa1b_folder
 
 from sami.data.mask_sources import MaskedPhoto, Sa1bFolder, open_mask_source
-from sami.data.mask_views import NUM_NOISE, MaskFrame, TrainMaskViews, draw_window, make_view
+from sami.data.mask_views import NUM_NOISE, MaskFrame, TrainMaskViews, draw_window, draw_zoom, make_view
 from sami.data.order import ShuffledOrder
 from sami.data.transforms import BrokenImage
+from sami.ops.boxes import mask_to_box
 from sami.ops.rle import encode_mask
 
 
@@ -27,6 +28,7 @@ def test_batch_shapes(tmp_path) -> None:
     assert batch["noise"].shape == (8, 3, NUM_NOISE) and batch["input_size"].tolist() == [[32, 32]] * 8
     assert sorted(batch["valid"].sum(1).tolist()) == [1, 1, 2, 2, 3, 3, 3, 3]  # of 1, 2, 3, 4 masks each
     assert torch.equal(batch["masks"].flatten(2).any(-1), batch["valid"])
+    assert batch["boxes"].shape == (8, 3, 4) and torch.equal(batch["boxes"].any(-1), batch["valid"])
     assert batch["broken"] == [] and batch["position"].tolist() == list(range(8))
 
 
@@ -36,7 +38,7 @@ def test_a_view_depends_on_seed_and_position_alone(tmp_path) -> None:
     for position in (11, 2, 23):
         alone = train_views(source).__getitems__([position])
         count = int(alone["valid"].sum())
-        for name in ("image", "masks", "noise"):
+        for name in ("image", "masks", "boxes", "noise"):
             whole = together[name][position] if name == "image" else together[name][position, :count]
             assert torch.equal(alone[name][0], whole), name
         assert int(together["valid"][position].sum()) == count
@@ -89,6 +91,8 @@ def test_masks_lie_where_a_window_shows_them(preprocess, flip, mask_side) -> Non
         (mask,), white = view.masks, view.image[0].float() / 255
         mask = mask.float().repeat_interleave(cell, 0).repeat_interleave(cell, 1)
         assert (mask - white).abs().mean() < 0.02 * cell**0.5
+        edges = mask_to_box(white >= 0.5) / cell  # of all its pixels, where cells have lost some
+        assert (view.boxes[0] - edges).abs().max() <= 0.75 / cell + 1e-4
         height, width = view.input_size
         assert not view.image[:, height:].any() and not view.image[:, :, width:].any()
         seen.add(round(float(white.mean()), 3))
@@ -118,7 +122,42 @@ def test_what_lies_beyond_a_windows_edge_is_not_in_it(preprocess) -> None:
     assert frame.mask(rle(inside), photo.size(), flip=False, window=window) is None
     assert frame.mask(rle(inside), photo.size(), flip=False) is not None
     inside[:, :30] = False
-    assert frame.mask(rle(inside), photo.size(), flip=False, window=window).any()
+    assert frame.mask(rle(inside), photo.size(), flip=False, window=window)[0].any()
+
+
+def test_a_box_is_that_of_the_masks_pixels_not_of_its_cells() -> None:
+    """A cross of one pixel's width in cells of four: the cells keep less than half of it, and the box all."""
+    masks = np.zeros((64, 64), dtype=bool)
+    masks[10, 3:30], masks[5:21, 8:15] = True, True
+    photo, frame = (
+        MaskedPhoto(encode(np.zeros((64, 64, 3), dtype=np.uint8)), [rle(masks)]),
+        MaskFrame(64, 16, "pad", 0.9),
+    )
+    for flip, box in ((0, [3, 5, 30, 21]), (1, [34, 5, 61, 21])):
+        view = make_view(photo, frame, np.random.default_rng(0), num_masks=1, flip=flip)
+        assert (4 * view.boxes[0]).tolist() == box
+        x0, _, x1, _ = mask_to_box(view.masks[0]).tolist()
+        assert x1 - x0 == 2
+
+
+def test_a_zoom_shows_a_mask_whole() -> None:
+    """Masks of 40 pixels: 1.5 to 3 times as wide, every magnification equally often."""
+    frame, sides = MaskFrame(64, 64, "squash", 0.9), []
+    for seed in range(40):
+        mask = np.zeros((400, 300), dtype=bool)
+        y, x = np.random.default_rng(100 + seed).integers(0, (360, 250))
+        mask[y : y + 40, x : x + 5 * (1 + seed % 8)] = True
+        photo = MaskedPhoto(encode(np.zeros((400, 300, 3), dtype=np.uint8)), [rle(mask)])
+        box = mask_to_box(torch.from_numpy(mask))
+        rng = np.random.default_rng(seed)
+        top, left, height, width = draw_zoom(encode_mask(torch.from_numpy(mask)), (400, 300), rng, image_size=64)
+        assert left <= box[0] and top <= box[1] and box[2] <= left + width and box[3] <= top + height
+        assert height == width
+        sides.append(height / 40)
+        view = make_view(photo, frame, rng, num_masks=1, flip=0, zoom_chance=1.0)
+        whole = make_view(photo, frame, rng, num_masks=1, flip=0)
+        assert view.masks[0].sum() > whole.masks[0].sum()
+    assert 1.5 <= min(sides) < 1.6 and 2.8 < max(sides) <= 3.03 and 1.9 < np.median(sides) < 2.4
 
 
 def test_a_window_without_masks_gives_way_to_the_photo() -> None:

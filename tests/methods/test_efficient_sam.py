@@ -15,11 +15,13 @@ from sami.methods.parameter_groups import layer_groups, layer_number
 from sami.methods.prompting import PointsProtocol, SamProtocol
 from sami.methods.schedule import Schedule, linear_factor
 from sami.models.build import build_sam
+from sami.models.sam import Sam
+from sami.ops.boxes import mask_to_box
 
 OPTIONS = {
     "train_parts": ["image_encoder", "prompt_encoder", "mask_decoder"],
     **{"focal_weight": 20.0, "dice_weight": 1.0, "iou_weight": 1.0, "weight_decay": 0.1, "betas": (0.9, 0.999)},
-    **{"layer_decay": 1.0, "checkpoint_activations": False},
+    **{"layer_decay": 1.0, "checkpoint_activations": False, "validate_zoomed": False},
 }
 
 
@@ -36,8 +38,8 @@ def build(decoder: str = "sam", *, drop_path: float = 0.0, protocol: object = No
 def batch_of(tmp_path, rows: list[int] = (0, 1, 2, 3)) -> dict[str, Tensor]:
     folder = str(write_sa1b_folder(tmp_path / "photos", 8))
     options = {"image_size": 32, "mask_size": 16, "preprocess": "squash", "num_masks": 3, "num_val_masks": 3}
-    options |= {"max_area": 0.9, "flip": 0.0, "min_crop": 1.0, "seed": 0, "num_workers": 0, "shuffle_window": 1}
-    options |= {"val_batch_size": 2}
+    options |= {"max_area": 0.9, "flip": 0.0, "min_crop": 1.0, "zoom_chance": 0.0}
+    options |= {"seed": 0, "num_workers": 0, "shuffle_window": 1, "val_batch_size": 2}
     data = MaskData(folder, None, **options)
     data.set_stream(batch_size=4, epoch_size=8, num_batches=2)
     return data.on_after_batch_transfer(data.train_views().__getitems__(list(rows)), 0)
@@ -58,6 +60,18 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_photos_losses(tmp_path) -> None:
     for name, gradient in whole.items():
         mean = torch.stack([one[name] for one in alone]).mean(0)
         torch.testing.assert_close(gradient, mean, rtol=1e-2, atol=1e-4 * float(mean.abs().max()) + 1e-7, msg=name)
+
+
+def test_boxes_are_those_of_the_pixels(tmp_path, monkeypatch) -> None:
+    """As in validation; those of the masks' cells are up to a cell tighter or wider."""
+    protocol = SamProtocol(num_clicks=0, num_repeats=0, box_noise=0.0, box_chance=1.0)
+    method, batch, asked = build(protocol=protocol), batch_of(tmp_path), []
+    decode = Sam.decode
+    monkeypatch.setattr(Sam, "decode", lambda *given, **options: asked.append(given[2]) or decode(*given, **options))
+    method.training_step(batch, 0)
+    (coords,), valid = asked, batch["valid"]
+    torch.testing.assert_close(coords[valid].flatten(1), 2 * batch["boxes"][valid])  # 32 pixels, 16 cells
+    assert not torch.equal(batch["boxes"][valid], mask_to_box(batch["masks"])[valid])
 
 
 def test_a_step_learns(tmp_path) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sami.methods.prompting import PointsProtocol, SamProtocol, most_confident
+from sami.ops.boxes import mask_to_box
 from sami.ops.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, PADDING, TOP_LEFT
 
 B, Q, S, SIDE = 2, 40, 16, 64
@@ -139,6 +140,18 @@ def test_points_protocol_asks_once_with_foreground_only() -> None:
     assert set(counts[is_click].tolist()) == {1, 2, 3, 4, 5, 6} and not (labels == BACKGROUND).any()
     assert (labels[~is_click][:, :2] == torch.tensor([TOP_LEFT, BOTTOM_RIGHT])).all()
     assert (labels[~is_click][:, 2:] == PADDING).all()
+
+
+@pytest.mark.parametrize("protocol", [SamProtocol(num_clicks=0, num_repeats=0), PointsProtocol(max_points=3)])
+def test_boxes_that_are_known_better_are_asked_for(protocol) -> None:
+    masks, noise = scene()
+    noise[..., 2:6] = 0.5  # no noise
+    boxes = mask_to_box(masks) + 0.25
+    decode = Recorder()
+    list(protocol.rounds(decode, masks, noise, side=SIDE, boxes=boxes))
+    ((coords, labels, *_),) = decode.questions
+    is_box = labels[..., 0] == TOP_LEFT
+    assert is_box.any() and torch.equal(coords[is_box][:, :2].flatten(1), boxes[is_box] * SIDE / S)
 
 
 def test_everything_follows_from_the_noise() -> None:

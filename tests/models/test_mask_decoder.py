@@ -289,6 +289,10 @@ def test_before_training_a_drawn_prompt_is_answered_by_its_drawing(multimask_out
     torch.testing.assert_close(masks, drawn.unsqueeze(2).expand_as(masks))
     assert drawn[0, 0].max() > 2 and drawn[0, 1].max() == 1 and not drawn[0, 2].any()
     sam.mask_decoder.output_hypernetworks_mlps.apply(lambda part: hasattr(part, "bias") and part.reset_parameters())
+    blank = sam.decode(embeddings, coords[:, 2:], labels[:, 2:], multimask_output=multimask_output)[0]
+    blocks = blank.unflatten(4, (SIDE, 4)).unflatten(3, (SIDE, 4))  # no random pattern in the pixels of a token
+    torch.testing.assert_close(blocks, blocks[..., :1, :, :1].expand_as(blocks))
+    assert blank.std() > 0
     answers = [sam.decode(embeddings, coords, labels, m, multimask_output=multimask_output)[0] for m in (None, drawn)]
     assert (answers[0] - masks).abs().max() > 0.01
     torch.testing.assert_close(answers[0][:, :2], answers[1][:, :2])  # it is the mask prompt where there is none

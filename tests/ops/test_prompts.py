@@ -107,6 +107,16 @@ def test_box_noise_is_bounded_and_inside() -> None:
         assert (corners[:, :, 0] < corners[:, :, 1])[labels[..., 0] != PADDING].all()
 
 
+def test_a_box_that_is_known_better_than_the_masks_cells() -> None:
+    masks = blobs(2)
+    known = mask_to_box(masks) + torch.tensor([-0.3, -0.2, 0.25, 0.4])
+    coords, labels = noisy_box(masks, torch.full((B, Q, 4), 0.5), boxes=known)
+    there = labels[..., 0] == TOP_LEFT
+    limit = torch.tensor([W, H, W, H])
+    torch.testing.assert_close(coords.flatten(2)[there], torch.minimum(known.clamp(min=0), limit)[there])
+    assert torch.equal(labels, tight_box(masks)[1])
+
+
 def test_box_noise_has_a_tenth_of_the_side_as_deviation() -> None:
     masks = torch.zeros(1, 1, 400, 600, dtype=torch.bool)
     masks[..., 150:250, 200:400] = True  # 100 high, 200 wide
@@ -155,9 +165,9 @@ def test_a_drawn_box_is_nearly_an_ellipse_that_ends_with_the_box() -> None:
     radius = (u.abs() ** 2.5 + v.abs() ** 2.5) ** 0.4
     inside = (u.abs() < 1) & (v.abs() < 1)
     assert torch.equal(logits[0, 0] > 0, radius < 1) and not (logits[0, 0] > 0)[~inside].any()
-    torch.testing.assert_close(logits[0, 0, 2:8, 4:12], 3 * (1 - radius)[2:8, 4:12])
-    outside = 4 * torch.minimum(6 - (x - 8).abs(), 4 - (y - 5).abs())  # 4 for a cell beyond the nearest edge
-    assert torch.equal(logits[0, 0][~inside & (outside < -2)], outside.clamp(min=-8)[~inside & (outside < -2)])
+    torch.testing.assert_close(logits[0, 0, 2:8, 4:12], (8 * (1 - radius)).clamp(max=3)[2:8, 4:12])
+    outside = 8 * torch.minimum(6 - (x - 8).abs(), 4 - (y - 5).abs())  # 8 for a cell beyond the nearest edge
+    assert torch.equal(logits[0, 0][~inside & (outside < -4)], outside.clamp(min=-16)[~inside & (outside < -4)])
     moved, _, _ = draw_prompts(coords + torch.tensor([0, 0.5]), torch.tensor([[[2, 3, -1]]]), size=(12, 16), cell=4.0)
     assert (moved[0, 0, 1, 4:12] < logits[0, 0, 1, 4:12]).all()  # it tells where in its cell an edge lies
 
@@ -165,7 +175,15 @@ def test_a_drawn_box_is_nearly_an_ellipse_that_ends_with_the_box() -> None:
 def test_a_drawn_box_that_holds_no_centre_is_still_seen() -> None:
     coords = torch.tensor([[4.1, 4.1], [5, 5]]).view(1, 1, 2, 2)
     logits, _, _ = draw_prompts(coords, torch.tensor([[[2, 3]]]), size=(4, 4), cell=4.0)
-    assert logits.max() < 0 and logits.argmax() == 5 and (logits > -8).sum() > 1
+    assert logits.max() < 0 and logits.argmax() == 5 and (logits > -16).sum() > 1
+
+
+def test_what_is_far_from_a_drawn_box_adds_up_to_less_than_a_cell() -> None:
+    """However small the object: its dice would else be about the background."""
+    logits, _, _ = draw_prompts(
+        torch.tensor([[[[40.0, 40], [52, 52]]]]), torch.tensor([[[2, 3]]]), size=(256, 256), cell=4
+    )
+    assert logits.sigmoid()[0, 0, 16:].sum() < 0.01 and 4 < logits.sigmoid().sum() < 9  # of its 9 cells
 
 
 def test_clicks_are_drawn_as_discs_around_the_centres_of_their_pixels() -> None:
@@ -174,7 +192,9 @@ def test_clicks_are_drawn_as_discs_around_the_centres_of_their_pixels() -> None:
     assert given.tolist() == [[True]]
     y, x = torch.meshgrid(torch.arange(24) + 0.5, torch.arange(36) + 0.5, indexing="ij")
     distances = [((x - column) ** 2 + (y - row) ** 2).sqrt() for column, row in ((10, 5), (20, 15))]
-    expected = (4 * (3 - torch.minimum(*distances))).clamp(-1, 1)  # 3 cells: a twelfth of 36; background draws nothing
+    expected = (2 - 2 * torch.minimum(*distances) / 3).clamp(
+        -4, 1
+    )  # 3 cells: a twelfth of 36; background draws nothing
     torch.testing.assert_close(logits[0, 0], expected)
 
 
@@ -184,7 +204,7 @@ def test_a_click_outside_a_box_may_still_belong_to_the_object() -> None:
         draw_prompts(coords, torch.tensor([[labels]]), size=(16, 20), cell=4.0)[0]
         for labels in ([2, 3, 1], [2, 3, -1], [-1, -1, 1])
     )
-    assert torch.equal(both, torch.maximum(box, disc)) and both[0, 0, 12, 17] == 1 and box[0, 0, 12, 17] == -8
+    assert torch.equal(both, torch.maximum(box, disc)) and both[0, 0, 12, 17] > 0.5 and box[0, 0, 12, 17] == -16
 
 
 def test_what_is_not_there_is_not_drawn() -> None:

@@ -1,8 +1,17 @@
 import pytest
 import torch
 
+from sami.ops.boxes import mask_to_box
 from sami.ops.resize import overlap_weights
-from sami.ops.rle import counts_from_string, counts_to_string, decode_mask, encode_mask, mask_cells, mask_coverage
+from sami.ops.rle import (
+    counts_from_string,
+    counts_to_box,
+    counts_to_string,
+    decode_mask,
+    encode_mask,
+    mask_cells,
+    mask_coverage,
+)
 
 SIZES = [(1, 1), (1, 7), (9, 1), (5, 5), (64, 37), (120, 250)]
 
@@ -29,6 +38,20 @@ def test_decode_inverts_encode(size) -> None:
         assert torch.equal(decode_mask(counts, size), mask)
         assert torch.equal(counts_from_string(counts_to_string(counts)), counts)
         assert int(counts.sum()) == mask.numel() and (counts[1:] > 0).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_box_of_run_lengths_is_that_of_the_pixels_in_the_window(size) -> None:
+    rng = torch.Generator().manual_seed(3)
+    for mask in random_masks(size):
+        counts = encode_mask(mask)
+        assert torch.equal(counts_to_box(counts, size), mask_to_box(mask))
+        for _ in range(6):
+            (top, bottom), (left, right) = (torch.randint(0, side + 1, (2,), generator=rng).sort()[0] for side in size)
+            seen = torch.zeros_like(mask)
+            seen[top:bottom, left:right] = mask[top:bottom, left:right]
+            window = (int(top), int(left), int(bottom - top), int(right - left))
+            assert torch.equal(counts_to_box(counts, size, window), mask_to_box(seen))
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -1,0 +1,55 @@
+"""Masks of what lies in boxes, each box looked at on its own.
+
+The model's square shows a photo of 4,000 pixels four times smaller, and of an object of 40 pixels ten. A window around
+the box shows what the photo has of it. The price is one pass of the image encoder for each box.
+
+Q boxes   K candidate masks   Ho Wo original pixels
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sami.models.sam import Sam
+from sami.ops.boxes import window_around
+from sami.ops.frames import squash_frame
+from sami.predict.photo import to_rgb
+from sami.predict.predictor import IMAGES_AT_ONCE, Photo, SamPredictor
+from sami.predict.prompts import check_box
+
+
+def predict_zoomed(
+    model: Sam, image: Photo, boxes: Sequence, *, multimask_output: bool = True, image_format: str = "RGB"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The masks of each box, from a window around it: see `window_around`; nothing is found outside of that.
+
+    Args:
+        model: any segmenter.
+        image: see `SamPredictor.set_image`.
+        boxes: Q times xyxy pixels of the photo.
+        multimask_output: K = 3 masks, for boxes that may mean several things, or K = 1.
+        image_format: order of the channels, "RGB" or "BGR".
+
+    Returns:
+        masks: [Q, K, Ho, Wo] bool.
+        iou_predictions: [Q, K] float32.
+
+    Raises:
+        ValueError: see `to_rgb` and `check_box`.
+    """
+    pixels = to_rgb(image, image_format=image_format)
+    Ho, Wo = size = pixels.shape[:2]
+    whole, K = squash_frame(size, model.image_size), 3 if multimask_output else 1
+    inside = [np.clip(check_box(box, whole).numpy(), 0, (Wo, Ho, Wo, Ho)) for box in boxes]
+    windows = [window_around(box.tolist(), size, image_size=model.image_size) for box in inside]
+    masks, ious = np.zeros((len(boxes), K, Ho, Wo), dtype=bool), np.zeros((len(boxes), K), dtype=np.float32)
+    predictor = SamPredictor(model)
+    for start in range(0, len(boxes), IMAGES_AT_ONCE):
+        rows = range(start, min(start + IMAGES_AT_ONCE, len(boxes)))
+        parts = [(slice(t, t + h), slice(left, left + w)) for t, left, h, w in (windows[row] for row in rows)]
+        predictor.set_image_batch([pixels[part] for part in parts])
+        asked = [(inside[row] - (windows[row][1], windows[row][0]) * 2)[None] for row in rows]
+        found = predictor.predict_batch(box_batch=asked, multimask_output=multimask_output)
+        for row, part, seen, confidence in zip(rows, parts, *found[:2], strict=True):
+            masks[row][:, *part], ious[row] = seen[0], confidence[0]
+    return masks, ious

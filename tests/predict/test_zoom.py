@@ -1,0 +1,76 @@
+"""Boxes in windows of a photo, with a model that only has to be the same each time."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_photo
+
+from sami.models.build import build_sam
+from sami.models.sam import Sam
+from sami.predict.predictor import SamPredictor
+from sami.predict.zoom import predict_zoomed
+
+PHOTO = draw_photo(0, height=120, width=160)
+
+
+@pytest.fixture(scope="module", params=["pad", "squash"])
+def model(request) -> Sam:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_sam("efficient_sam_vitt", decoder="sam", preprocess=request.param, image_size=64)
+
+
+def test_it_is_the_predictor_with_a_window_of_the_photo(model) -> None:
+    """Six boxes, more than are looked at together, one of them at the edge and one over it."""
+    boxes = [(20, 20, 40, 36), (60, 50, 100, 60), (0, 0, 30, 20), (150, 110, 170, 118.5), (5, 5, 155, 115)]
+    boxes.append((80, 8, 81, 9))
+    windows = [(8, 10, 40, 40), (15, 40, 80, 80), (0, 0, 60, 60), (100, 140, 20, 20), (0, 0, 120, 160), (4, 76, 8, 8)]
+    for several in (True, False):
+        masks, ious = predict_zoomed(model, PHOTO, boxes, multimask_output=several)
+        K = 3 if several else 1
+        assert masks.shape == (6, K, 120, 160) and masks.dtype == bool
+        assert ious.shape == (6, K) and ious.dtype == np.float32
+        predictor = SamPredictor(model)
+        for number, (box, (top, left, height, width)) in enumerate(zip(boxes, windows, strict=True)):
+            predictor.set_image(PHOTO[top : top + height, left : left + width])
+            inside = np.clip(box, 0, [160, 120, 160, 120]) - [left, top, left, top]
+            expected, expected_ious, _ = predictor.predict(box=inside, multimask_output=several)
+            part = (number, slice(None), slice(top, top + height), slice(left, left + width))
+            assert (masks[part] != expected).mean() < 1e-3 and masks[number].sum() == masks[part].sum()
+            np.testing.assert_allclose(ious[number], expected_ious, atol=1e-4)
+
+
+def test_a_mask_lies_where_its_box_is(model, monkeypatch) -> None:
+    """A decoder that fills the box: to half a cell of the window, whatever the magnification."""
+
+    def fill(self, side, point_coords, point_labels, mask_input=None, *, multimask_output):
+        grid = 4 * torch.arange(16) + 2.0
+        (x0, y0), (x1, y1) = point_coords[0, 0].tolist()
+        columns, rows = torch.minimum(grid - x0, x1 - grid), torch.minimum(grid - y0, y1 - grid)  # [16]
+        return torch.minimum(columns, rows.unsqueeze(1))[None, None, None], torch.ones(1, 1, 1)
+
+    monkeypatch.setattr(Sam, "decode", fill)
+    for box in ([30, 40, 50, 64], [100, 20, 148, 50], [60, 60, 66, 64], [120, 90, 160, 120]):
+        masks, _ = predict_zoomed(model, PHOTO, [box], multimask_output=False)
+        rows, columns = np.nonzero(masks[0, 0])
+        cell = 2 * max(box[2] - box[0], box[3] - box[1]) / 16
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert np.abs(np.array(found) - box).max() <= max(cell / 2, 1), box
+
+
+def test_order_of_channels_and_grey_photos(model) -> None:
+    box = [[20, 20, 60, 50]]
+    masks, _ = predict_zoomed(model, PHOTO, box)
+    turned, _ = predict_zoomed(model, PHOTO[..., ::-1], box, image_format="BGR")
+    assert (masks == turned).all()
+    grey, _ = predict_zoomed(model, PHOTO[..., 0], box)
+    assert grey.shape == (1, 3, 120, 160)
+    none, ious = predict_zoomed(model, PHOTO, [])
+    assert none.shape == (0, 3, 120, 160) and ious.shape == (0, 3)
+
+
+def test_wrong_boxes_are_told(model) -> None:
+    with pytest.raises(ValueError, match="has no area"):
+        predict_zoomed(model, PHOTO, [[20, 20, 60, 50], [30, 30, 30, 40]])
+    with pytest.raises(ValueError, match="outside the image, 160 wide"):
+        predict_zoomed(model, PHOTO, [[170, 20, 190, 50]])
