@@ -3,7 +3,11 @@ arXiv:2312.00863)."""
 
 from importlib import import_module
 
-PUBLIC = {"build_sam": "sami.models.build", "SamPredictor": "sami.predict.predictor"}
+PUBLIC = {
+    "build_sam": "sami.models.build",
+    "SamPredictor": "sami.predict.predictor",
+    "predict_zoomed": "sami.predict.zoom",
+}
 __all__ = list(PUBLIC)
 
 
