@@ -21,7 +21,7 @@ from sami.run import FREE, prepare, train
 
 FREE_HERE = FREE | {
     *("method.model", "method.protocol"),  # their own sections say what they are
-    *("method.checkpoint_activations", "data.num_val_masks"),
+    *("method.checkpoint_activations", "method.validate_zoomed", "data.num_val_masks"),
     *("model.checkpoint", "model.backbone", "model.decoder_checkpoint"),  # their contents stand for them
 }
 

@@ -124,7 +124,7 @@ def make_view(
     size = photo.size()
     flipped = bool(rng.random() < flip)
     order = rng.permutation(len(photo.segmentations))
-    if zoom_chance and rng.random() < zoom_chance:
+    if len(order) and zoom_chance and rng.random() < zoom_chance:
         window = draw_zoom(segmentation_counts(photo.segmentations[order[0]], size), size, rng, image_size=frame.side)
     else:
         window = draw_window(size, rng, min_area=min_crop) if min_crop < 1 else None
@@ -154,8 +154,8 @@ def draw_window(size: tuple[int, int], rng: np.random.Generator, *, min_area: fl
 
 
 def draw_zoom(counts: Tensor, size: tuple[int, int], rng: np.random.Generator, *, image_size: int) -> Window:
-    """A part of a photo of this (H, W) as `sami.predict.zoom` sees it: 1.5 to 3 times as wide as a mask, every
-    magnification equally often, the mask anywhere in it."""
+    """A part of a photo of this (H, W) as `sami.predict.zoom` sees it: 1.5 to 3 times as wide as a mask, every factor
+    equally often (small masks and large ones: see `window_around`), the mask anywhere in it."""
     low, high = ZOOM_FACTORS
     factor, place = low * (high / low) ** rng.random(), (rng.random(), rng.random())
     return window_around(counts_to_box(counts, size).tolist(), size, image_size=image_size, factor=factor, place=place)

@@ -25,8 +25,8 @@ LONGEST_SIDE = 1024  # pixels; a larger photo is compared on a grid of this size
 class PhotoObjects:
     """The objects of one photo, decoded a few at a time: hundreds of masks of a large photo do not fit in memory.
 
-    A plain class of numpy arrays: Lightning, which moves tensors and takes tuples apart, leaves it as it is, and it
-    needs no file descriptor for each mask on its way from a loading worker.
+    A plain class of numpy arrays and bytes: Lightning, which moves tensors and takes tuples apart, leaves it as it
+    is, and it needs no file descriptor for each mask on its way from a loading worker.
 
     Args:
         frame: where the photo lies in the model's square.

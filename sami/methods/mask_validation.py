@@ -105,7 +105,8 @@ class MaskScores:
 
     Args:
         device: where they add up.
-        zoom: a model to ask for each box once more, in a window of the photo around it: see `predict_zoomed`.
+        zoom: a model to ask for each box once more, in a window of the photo around it: see `predict_zoomed`. What it
+            finds is compared in the photo's own pixels, also where `LONGEST_SIDE` has fewer for the others.
     """
 
     def __init__(self, device: torch.device, *, zoom: Sam | None = None) -> None:
@@ -142,7 +143,7 @@ def zoomed_iou(model: Sam, objects: PhotoObjects, rows: range) -> Tensor:
     ious = []
     for row in rows:  # one at a time, as masks of a large photo are large
         masks, _ = objects.take(slice(row, row + 1), objects.frame)  # [1, 1, Ho, Wo]
-        found, confidence = predict_zoomed(model, pixels, mask_to_box(masks)[0].numpy(), multimask_output=several)
+        found, confidence = predict_zoomed(model, pixels, mask_to_box(masks[0]).numpy(), multimask_output=several)
         best = torch.from_numpy(found[0, confidence[0].argmax()])
         ious.append(mask_iou(best, masks[0, 0]))
     return torch.stack(ious).to(model.device)

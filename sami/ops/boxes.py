@@ -14,7 +14,7 @@ from torch import Tensor
 from sami.ops.rle import Window
 
 ZOOM = 2.0  # sides of a window in longer sides of the box in it
-MOST_ZOOM = 8  # more pixels per side than the photo has, and no window is magnified further
+MOST_ZOOM = 8  # a window of fewer pixels than this part of the model's square would show nothing more
 
 
 def xyxy_to_xywh(boxes: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def window_around(
     Args:
         box: (x0, y0, x1, y1) pixels, inside the photo.
         size: (H, W) of the photo.
-        image_size: pixels per side that the model sees: no window is magnified more than `MOST_ZOOM` times.
+        image_size: pixels per side that the model sees: no window is made for more than `MOST_ZOOM` times the photo's.
         factor: the window's side in longer sides of the box, 1 or more.
         place: 0 to 1, from where the box touches the window's end to where it touches its beginning, as far as there is
             photo; down, then right.

@@ -133,10 +133,13 @@ def draw_prompts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The masks that prompts suggest before anybody has looked at the image, as logits.
 
-    Of a box: what objects look like in their boxes on average, near enough an ellipse; 3 inside, falling to -16 within
-    two cells outside the box. (At -8 the chances of all the cells far away add up to more than a small object, and
-    `dice_loss` is about them.) Of foreground clicks: discs around them, whose radius is `DISC` of the drawing's longer
-    side, 1 inside and -4 from three radii on, since that is no more than a guess. Of both, whichever is larger.
+    Of a box: what objects look like in their boxes on average, near enough an ellipse; 3 inside, falling to -16
+    within two cells outside the box. (At -8 the chances of all the cells far away add up to more than a small
+    object, and `dice_loss` is about them.) How steep it is was chosen for masks enlarged as `preprocess="squash"`
+    does; the bilinear way of "pad" makes objects of a few cells smaller. Of foreground clicks: discs around them,
+    whose radius is `DISC` of the drawing's longer side, 1 in the middle, 0 at the radius and -4 from three radii
+    on, since that is no more than a guess. Clicks in a box add nothing to it, others their disc, which ends as the
+    box does.
 
     Args:
         point_coords: [B, Q, P, 2] (x, y) pixels; a box is its two corners, among other points or alone.
@@ -161,13 +164,18 @@ def draw_prompts(
     place = (2 * centres - first - last) / (last - first).clamp(min=1)  # -1 to 1 in the box, or a cell if that is more
     radius = place.abs().pow(ROUNDNESS).sum(dim=-1).pow(1 / ROUNDNESS)
     box = torch.minimum(8 * (1 - radius), 8 * inside).clamp(-16, 3)
-    clicked = point_labels == FOREGROUND
-    clicks = (point_coords.masked_fill(~clicked.unsqueeze(-1), -math.inf) + 0.5) / cell  # [B, Q, P, 2], pixel centres
+    has_box = (point_labels == TOP_LEFT).any(dim=-1)  # [B, Q]
+    points = (point_coords + 0.5) / cell  # [B, Q, P, 2] cells, pixel centres
+    boxed = ((points >= first[..., 0, :]) & (points <= last[..., 0, :])).all(dim=-1) & has_box.unsqueeze(
+        -1
+    )  # [B, Q, P]
+    clicked = (point_labels == FOREGROUND) & ~boxed
+    clicks = points.masked_fill(~clicked.unsqueeze(-1), -math.inf)
     # as differences: by products, torch's way for so many, distances near 0 are wrong by a hundredth of a cell
     exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
     nearest = torch.cdist(clicks.clamp(min=-1e4), centres.flatten(0, 1), **exact).amin(dim=2).unflatten(2, size)
-    disc = (2 - 2 * nearest / (DISC * max(size))).clamp(-4, 1)
-    has_box, has_disc = (point_labels == TOP_LEFT).any(dim=-1), clicked.any(dim=-1)
+    least = torch.where(has_box, -16.0, -4.0)[..., None, None]
+    disc, has_disc = (2 - 2 * nearest / (DISC * max(size))).clamp(max=1).maximum(least), clicked.any(dim=-1)
     box, disc = (
         part.masked_fill(~given[..., None, None], -math.inf) for part, given in ((box, has_box), (disc, has_disc))
     )

@@ -15,7 +15,7 @@ from sami.ops.boxes import window_around
 from sami.ops.frames import squash_frame
 from sami.predict.photo import to_rgb
 from sami.predict.predictor import IMAGES_AT_ONCE, Photo, SamPredictor
-from sami.predict.prompts import check_box
+from sami.predict.prompts import as_floats, check_box
 
 
 def predict_zoomed(
@@ -26,7 +26,8 @@ def predict_zoomed(
     Args:
         model: any segmenter.
         image: see `SamPredictor.set_image`.
-        boxes: Q times xyxy pixels of the photo.
+        boxes: [Q, 4] xyxy pixels of the photo; a list of such. Their masks take Q*K*Ho*Wo bytes: of hundreds in a
+            large photo ask for some at a time.
         multimask_output: K = 3 masks, for boxes that may mean several things, or K = 1.
         image_format: order of the channels, "RGB" or "BGR".
 
@@ -35,17 +36,20 @@ def predict_zoomed(
         iou_predictions: [Q, K] float32.
 
     Raises:
-        ValueError: see `to_rgb` and `check_box`.
+        ValueError: see `to_rgb` and `check_box`, or `boxes` are of another shape.
     """
     pixels = to_rgb(image, image_format=image_format)
     Ho, Wo = size = pixels.shape[:2]
+    corners = as_floats(boxes, "boxes")
+    if len(corners) and (corners.ndim != 2 or corners.shape[1] != 4):
+        raise ValueError(f"boxes are {list(corners.shape)}: give [Q, 4], x0 y0 x1 y1 of each")
     whole, K = squash_frame(size, model.image_size), 3 if multimask_output else 1
-    inside = [np.clip(check_box(box, whole).numpy(), 0, (Wo, Ho, Wo, Ho)) for box in boxes]
+    inside = [np.clip(check_box(box, whole).numpy(), 0, (Wo, Ho, Wo, Ho)) for box in corners]
     windows = [window_around(box.tolist(), size, image_size=model.image_size) for box in inside]
-    masks, ious = np.zeros((len(boxes), K, Ho, Wo), dtype=bool), np.zeros((len(boxes), K), dtype=np.float32)
+    masks, ious = np.zeros((len(corners), K, Ho, Wo), dtype=bool), np.zeros((len(corners), K), dtype=np.float32)
     predictor = SamPredictor(model)
-    for start in range(0, len(boxes), IMAGES_AT_ONCE):
-        rows = range(start, min(start + IMAGES_AT_ONCE, len(boxes)))
+    for start in range(0, len(corners), IMAGES_AT_ONCE):
+        rows = range(start, min(start + IMAGES_AT_ONCE, len(corners)))
         parts = [(slice(t, t + h), slice(left, left + w)) for t, left, h, w in (windows[row] for row in rows)]
         predictor.set_image_batch([pixels[part] for part in parts])
         asked = [(inside[row] - (windows[row][1], windows[row][0]) * 2)[None] for row in rows]

@@ -160,6 +160,13 @@ def test_a_zoom_shows_a_mask_whole() -> None:
     assert 1.5 <= min(sides) < 1.6 and 2.8 < max(sides) <= 3.03 and 1.9 < np.median(sides) < 2.4
 
 
+def test_a_photo_without_masks_is_broken_zoomed_or_not() -> None:
+    photo, frame = MaskedPhoto(encode(np.zeros((9, 9, 3), dtype=np.uint8)), []), MaskFrame(64, 16, "pad", 0.9)
+    for chance in (0.0, 1.0):
+        with pytest.raises(BrokenImage, match="none of its 0 masks can be used"):
+            make_view(photo, frame, np.random.default_rng(0), num_masks=1, flip=0, zoom_chance=chance)
+
+
 def test_a_window_without_masks_gives_way_to_the_photo() -> None:
     masks = np.zeros((64, 64), dtype=bool)
     masks[:2, :2] = True

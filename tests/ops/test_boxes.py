@@ -42,12 +42,8 @@ def test_a_window_is_square_and_holds_its_box() -> None:
 
 
 def test_where_a_window_lies() -> None:
-    assert window_around((40, 50, 60, 58), (100, 200), image_size=64) == (
-        34,
-        30,
-        40,
-        40,
-    )  # in the middle, twice as large
+    middle = window_around((40, 50, 60, 58), (100, 200), image_size=64)
+    assert middle == (34, 30, 40, 40)  # twice as large
     assert window_around((0, 50, 20, 58), (100, 200), image_size=64) == (34, 0, 40, 40)  # the photo ends
     assert window_around((40, 50, 42, 51), (100, 200), image_size=256) == (34, 25, 32, 32)  # magnified eight times
     ends = [window_around((40, 40, 60, 60), (100, 200), image_size=64, place=(p, 1 - p)) for p in (0.0, 1.0)]

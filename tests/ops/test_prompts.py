@@ -204,7 +204,21 @@ def test_a_click_outside_a_box_may_still_belong_to_the_object() -> None:
         draw_prompts(coords, torch.tensor([[labels]]), size=(16, 20), cell=4.0)[0]
         for labels in ([2, 3, 1], [2, 3, -1], [-1, -1, 1])
     )
-    assert torch.equal(both, torch.maximum(box, disc)) and both[0, 0, 12, 17] > 0.5 and box[0, 0, 12, 17] == -16
+    assert (
+        torch.equal(both, torch.where((disc > -4) | (box > -4), torch.maximum(box, disc), both))
+        and both[0, 0, 12, 17] > 0.5
+        and box[0, 0, 12, 17] == -16
+    )
+
+
+def test_a_click_in_a_box_leaves_the_boxs_drawing_alone() -> None:
+    coords = torch.tensor([[40.0, 40], [52, 52], [46, 46]]).view(1, 1, 3, 2)
+    labels = torch.tensor([[[2, 3, 1]]])
+    both, given, _ = draw_prompts(coords, labels, size=(64, 64), cell=4)
+    alone, _, _ = draw_prompts(coords[:, :, :2], labels[..., :2], size=(64, 64), cell=4)
+    assert torch.equal(both, alone) and given.all()
+    outside, _, _ = draw_prompts(torch.tensor([[[[40.0, 40], [52, 52], [200, 200]]]]), labels, size=(64, 64), cell=4)
+    assert outside[0, 0, 50, 50] > 0.5 and outside.min() == -16
 
 
 def test_what_is_not_there_is_not_drawn() -> None:
