@@ -166,10 +166,8 @@ def draw_prompts(
     box = torch.minimum(8 * (1 - radius), 8 * inside).clamp(-16, 3)
     has_box = (point_labels == TOP_LEFT).any(dim=-1)  # [B, Q]
     points = (point_coords + 0.5) / cell  # [B, Q, P, 2] cells, pixel centres
-    boxed = ((points >= first[..., 0, :]) & (points <= last[..., 0, :])).all(dim=-1) & has_box.unsqueeze(
-        -1
-    )  # [B, Q, P]
-    clicked = (point_labels == FOREGROUND) & ~boxed
+    within = ((points >= first[..., 0, :]) & (points <= last[..., 0, :])).all(dim=-1)  # [B, Q, P]
+    clicked = (point_labels == FOREGROUND) & ~(within & has_box.unsqueeze(-1))
     clicks = points.masked_fill(~clicked.unsqueeze(-1), -math.inf)
     # as differences: by products, torch's way for so many, distances near 0 are wrong by a hundredth of a cell
     exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}

@@ -129,10 +129,8 @@ def test_a_box_is_that_of_the_masks_pixels_not_of_its_cells() -> None:
     """A cross of one pixel's width in cells of four: the cells keep less than half of it, and the box all."""
     masks = np.zeros((64, 64), dtype=bool)
     masks[10, 3:30], masks[5:21, 8:15] = True, True
-    photo, frame = (
-        MaskedPhoto(encode(np.zeros((64, 64, 3), dtype=np.uint8)), [rle(masks)]),
-        MaskFrame(64, 16, "pad", 0.9),
-    )
+    photo = MaskedPhoto(encode(np.zeros((64, 64, 3), dtype=np.uint8)), [rle(masks)])
+    frame = MaskFrame(64, 16, "pad", 0.9)
     for flip, box in ((0, [3, 5, 30, 21]), (1, [34, 5, 61, 21])):
         view = make_view(photo, frame, np.random.default_rng(0), num_masks=1, flip=flip)
         assert (4 * view.boxes[0]).tolist() == box

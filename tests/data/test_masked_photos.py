@@ -8,15 +8,8 @@ from sami.data.transforms import normalize
 
 OPTIONS = {
     **{"image_size": 64, "mask_size": None, "preprocess": "pad", "num_masks": 4, "num_val_masks": 2, "max_area": 0.9},
-    **{
-        "flip": 0.5,
-        "min_crop": 1.0,
-        "zoom_chance": 0.0,
-        "seed": 0,
-        "num_workers": 0,
-        "shuffle_window": 1,
-        "val_batch_size": 2,
-    },
+    **{"flip": 0.5, "min_crop": 1.0, "zoom_chance": 0.0},
+    **{"seed": 0, "num_workers": 0, "shuffle_window": 1, "val_batch_size": 2},
 }
 
 
