@@ -29,5 +29,5 @@ class MaskCurve(Curve):
                     value = curves[f"{place}/{kind}"][-1][1]
                     axes.axhline(value, linestyle="--", color=f"C{CURVES.index(rival)}", linewidth=1, label=kind)
             axes.set(title=f"mIoU, {place.removeprefix('val').strip('/') or 'validation'}", xlabel="step", ylim=(0, 1))
-            axes.legend(fontsize="x-small")
+            axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside what it names
         return figure
