@@ -152,8 +152,10 @@ class EfficientSAMFinetuning(pl.LightningModule):
         self.log("train/epoch", self.trainer.global_step / self.plan.steps_per_epoch)
 
     def on_validation_start(self) -> None:
-        zoom = self.model if self.validate_zoomed else None
-        self.scores = {name: MaskScores(self.device, zoom=zoom) for name in self.trainer.datamodule.val_sources}
+        zoom_with = self.model if self.validate_zoomed else None
+        self.scores = {
+            name: MaskScores(self.device, zoom_with=zoom_with) for name in self.trainer.datamodule.val_sources
+        }
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds to the numbers of one validation set, see `MaskScores`."""

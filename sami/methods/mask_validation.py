@@ -105,13 +105,13 @@ class MaskScores:
 
     Args:
         device: where they add up.
-        zoom: a model to ask for each box once more, in a window of the photo around it: see `predict_zoomed`. What it
-            finds is compared in the photo's own pixels, also where `LONGEST_SIDE` has fewer for the others.
+        zoom_with: a model to ask for each box once more, in a window of the photo around it: see `predict_zoomed`.
+            What it finds is compared in the photo's own pixels, also where `LONGEST_SIDE` has fewer for the others.
     """
 
-    def __init__(self, device: torch.device, *, zoom: Sam | None = None) -> None:
-        self.device, self.zoom = device, zoom
-        self.iou = PromptedIoU((*KINDS, ZOOMED) if zoom else KINDS).to(device)
+    def __init__(self, device: torch.device, *, zoom_with: Sam | None = None) -> None:
+        self.device, self.zoom_with = device, zoom_with
+        self.iou = PromptedIoU((*KINDS, ZOOMED) if zoom_with else KINDS).to(device)
         self.discs: dict[str, Metric] = {name: BestDiscIoU().to(device) for name in ("click_disc", "uniform_disc")}
 
     def add_photo(self, decode: Decode, objects: PhotoObjects, *, several_for: str) -> None:
@@ -126,8 +126,8 @@ class MaskScores:
             ious = {kind: mask_iou(prediction, masks)[0] for kind, prediction in answers}
             sides = pointers.box[0].diff(dim=2).flatten(2)  # [1, Q, 2] (width, height)
             ious["filled_box"] = (masks.flatten(2).sum(dim=-1) / sides.prod(dim=-1))[0]  # the box holds the mask
-            if self.zoom:
-                ious[ZOOMED] = zoomed_iou(self.zoom, objects, range(start, start + masks.shape[1]))
+            if self.zoom_with:
+                ious[ZOOMED] = zoomed_iou(self.zoom_with, objects, range(start, start + masks.shape[1]))
             self.iou.update(ious)
             for disc, (coords, _) in zip(self.discs.values(), (pointers.central, pointers.uniform), strict=True):
                 disc.update(masks[0], coords[0, :, 0])

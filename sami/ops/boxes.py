@@ -14,7 +14,7 @@ from torch import Tensor
 from sami.ops.rle import Window
 
 ZOOM = 2.0  # sides of a window in longer sides of the box in it
-MOST_ZOOM = 8  # a window of fewer pixels than this part of the model's square would show nothing more
+MOST_ZOOM = 8  # a window's side is at least this part of the model's square: magnified further, pixels show no more
 
 
 def xyxy_to_xywh(boxes: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def predict_zoomed(
     pixels = to_rgb(image, image_format=image_format)
     Ho, Wo = size = pixels.shape[:2]
     corners = as_floats(boxes, "boxes")
-    if len(corners) and (corners.ndim != 2 or corners.shape[1] != 4):
+    if corners.numel() and (corners.ndim != 2 or corners.shape[1] != 4):
         raise ValueError(f"boxes are {list(corners.shape)}: give [Q, 4], x0 y0 x1 y1 of each")
     whole, K = squash_frame(size, model.image_size), 3 if multimask_output else 1
     inside = [np.clip(check_box(box, whole).numpy(), 0, (Wo, Ho, Wo, Ho)) for box in corners]

@@ -142,11 +142,11 @@ def test_boxes_are_asked_once_more_in_windows_around_them(monkeypatch) -> None:
     best = torch.from_numpy(found[range(len(ious)), ious.argmax(1)])
     expected = float(mask_iou(best, masks[0]).mean())
     monkeypatch.setattr(mask_validation, "MASK_PIXELS", 2 * 60 * 80)
-    scores = MaskScores(torch.device("cpu"), zoom=model)
+    scores = MaskScores(torch.device("cpu"), zoom_with=model)
     scores.add_photo(Painter(), objects, several_for="lone")
     assert scores.compute()["zoomed_box"] == pytest.approx(expected) and 0 < expected < 1
     model.several_for = "click"
-    scores = MaskScores(torch.device("cpu"), zoom=model)
+    scores = MaskScores(torch.device("cpu"), zoom_with=model)
     scores.add_photo(Painter(), objects, several_for="lone")
     assert scores.compute()["zoomed_box"] != pytest.approx(expected)
 

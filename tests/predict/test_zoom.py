@@ -76,5 +76,7 @@ def test_wrong_boxes_are_told(model) -> None:
         predict_zoomed(model, PHOTO, [[170, 20, 190, 50]])
     with pytest.raises(ValueError, match=r"boxes are \[4\]: give \[Q, 4\]"):
         predict_zoomed(model, PHOTO, [20, 20, 60, 50])
+    with pytest.raises(ValueError, match=r"boxes are \[\]: give \[Q, 4\]"):
+        predict_zoomed(model, PHOTO, 20)
     with pytest.raises(ValueError, match="boxes is not an array of numbers"):
         predict_zoomed(model, PHOTO, [[20, 20, 60], [1, 2, 3, 4]])
