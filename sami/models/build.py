@@ -65,6 +65,11 @@ def build_sam(
     if name is None and checkpoint is not None and "name" not in described:
         load_state_dict_file(checkpoint)  # a missing or damaged file is told as such
         raise ValueError(f"{checkpoint} does not say which model it is: give name= (sami.segment: --model)")
+    if "sam_drawn_prompts" in (decoder, described.get("decoder")):
+        raise ValueError(
+            "decoder=sam_drawn_prompts no longer exists, and its weights give other masks without the drawings: train "
+            "again with decoder=sam, or use a version of sami that has it"
+        )
     for option, value in asked.items():
         if None not in (value, described.get(option)) and value != described[option]:
             raise ValueError(f"{checkpoint} was saved with {option}={described[option]}, not {value}")

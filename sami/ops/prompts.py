@@ -19,9 +19,6 @@ from sami.ops.masks import innermost_pixel
 FOREGROUND, BACKGROUND = 1, 0
 TOP_LEFT, BOTTOM_RIGHT = 2, 3
 PADDING = -1
-DISC = 1 / 12  # of the longer side: about the best radius of a fixed disc, see `sami.metrics.mask_iou`
-ROUNDNESS = 2.5  # 2 is an ellipse, more is nearer to the box
-SEEN_SIDE = 48  # cells of a box, twelve image tokens, from which on what a network adds to its drawing counts in full
 
 # Which prompts a model was trained to answer with several candidates: all (EfficientSAM), a click or a box without
 # anything else, which may mean several things (SAM), or a lone click.
@@ -126,61 +123,6 @@ def noisy_box(
     moved = coords + (std * side * normal).clamp(-max_noise, max_noise)
     limit = torch.tensor(masks.shape[:-3:-1], device=masks.device, dtype=moved.dtype)  # (W, H)
     return torch.minimum(moved.clamp(min=0), limit), labels
-
-
-def draw_prompts(
-    point_coords: Tensor, point_labels: Tensor, *, size: tuple[int, int], cell: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The masks that prompts suggest before anybody has looked at the image, as logits.
-
-    Of a box: what objects look like in their boxes on average, near enough an ellipse; 3 inside, falling to -16
-    within two cells outside the box. (At -8 the chances of all the cells far away add up to more than a small
-    object, and `dice_loss` is about them.) How steep it is was chosen for masks enlarged as `preprocess="squash"`
-    does; the bilinear way of "pad" makes objects of a few cells smaller. Of foreground clicks: discs around them,
-    whose radius is `DISC` of the drawing's longer side, 1 in the middle, 0 at the radius and -4 from three radii
-    on, since that is no more than a guess. Clicks in a box add nothing to it, others their disc, which ends as the
-    box does.
-
-    Args:
-        point_coords: [B, Q, P, 2] (x, y) pixels; a box is its two corners, among other points or alone.
-        point_labels: [B, Q, P].
-        size: (h, w) cells of the drawing.
-        cell: pixels per cell.
-
-    Returns:
-        logits: [B, Q, h, w], all 0 where there is neither box nor foreground click.
-        given: [B, Q] bool, whether there is one.
-        seen: [B, Q] how much of what a network adds to the logits counts: of a box of less than `SEEN_SIDE` cells as
-            much less, since it covers few of the network's tokens.
-    """
-    point_coords, point_labels = pad_points(point_coords, point_labels, num_points=max(point_labels.shape[2], 1))
-    y, x = (torch.arange(side, device=point_coords.device) + 0.5 for side in size)
-    centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # [h, w, 2]
-    first, last = (
-        point_coords.masked_fill((point_labels != label).unsqueeze(-1), 0).sum(dim=2)[..., None, None, :] / cell
-        for label in (TOP_LEFT, BOTTOM_RIGHT)
-    )  # [B, Q, 1, 1, 2] each, cells
-    inside = torch.minimum(centres - first, last - centres).amin(dim=-1)  # [B, Q, h, w] cells from the nearest edge
-    place = (2 * centres - first - last) / (last - first).clamp(min=1)  # -1 to 1 in the box, or a cell if that is more
-    radius = place.abs().pow(ROUNDNESS).sum(dim=-1).pow(1 / ROUNDNESS)
-    box = torch.minimum(8 * (1 - radius), 8 * inside).clamp(-16, 3)
-    has_box = (point_labels == TOP_LEFT).any(dim=-1)  # [B, Q]
-    points = (point_coords + 0.5) / cell  # [B, Q, P, 2] cells, pixel centres
-    within = ((points >= first[..., 0, :]) & (points <= last[..., 0, :])).all(dim=-1)  # [B, Q, P]
-    clicked = (point_labels == FOREGROUND) & ~(within & has_box.unsqueeze(-1))
-    clicks = points.masked_fill(~clicked.unsqueeze(-1), -math.inf)
-    # as differences: by products, torch's way for so many, distances near 0 are wrong by a hundredth of a cell
-    exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
-    nearest = torch.cdist(clicks.clamp(min=-1e4), centres.flatten(0, 1), **exact).amin(dim=2).unflatten(2, size)
-    least = torch.where(has_box, -16.0, -4.0)[..., None, None]
-    disc, has_disc = (2 - 2 * nearest / (DISC * max(size))).clamp(max=1).maximum(least), clicked.any(dim=-1)
-    box, disc = (
-        part.masked_fill(~given[..., None, None], -math.inf) for part, given in ((box, has_box), (disc, has_disc))
-    )
-    given = has_box | has_disc
-    side = (last - first).flatten(2).prod(dim=-1).clamp(min=0).sqrt()  # [B, Q] cells
-    seen = torch.where(has_box, (side / SEEN_SIDE).clamp(max=1), 1.0)
-    return torch.maximum(box, disc).masked_fill(~given[..., None, None], 0), given, seen
 
 
 def wants_several(several_for: str, *, num_clicks: int, has_box: bool) -> bool:

@@ -157,6 +157,15 @@ def test_a_description_that_is_none(tiny, tmp_path):
         build_sam(checkpoint=tmp_path / "absent.safetensors")
 
 
+def test_the_decoder_that_drew_prompts_is_gone(tmp_path):
+    path = tmp_path / "drawn.safetensors"
+    drawn = {"name": "efficient_sam_vitt", "image_size": 64, "preprocess": "pad", "decoder": "sam_drawn_prompts"}
+    save_file({"a": torch.zeros(1)}, path, metadata={"sam": json.dumps({**drawn, "several_for": "click"})})
+    for options in ({"checkpoint": path}, {"checkpoint": path, "decoder": "sam"}, {**drawn, "checkpoint": None}):
+        with pytest.raises(ValueError, match="decoder=sam_drawn_prompts no longer exists"):
+            build_sam(**options)
+
+
 @pytest.mark.parametrize("image_size", [224, 96])
 def test_backbone_of_sami(image_size, tmp_path):
     """The student's patch tokens are the encoder's where the class token cannot matter: before the first block."""
