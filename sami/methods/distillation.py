@@ -90,7 +90,7 @@ class Distillation(pl.LightningModule):
         unknown = set(lr_factors) - set(self.students)
         if unknown:
             raise ValueError(f"lr_factors={lr_factors}: the students are {', '.join(self.students)}")
-        if mask_weight and protocol.several_for != "any" and not judge.prompt_encoder.takes_masks:
+        if mask_weight and protocol.corrects and not judge.prompt_encoder.takes_masks:
             raise ValueError(f"{type(protocol).__name__} does not suit this teacher's decoder: use protocol=points")
         self.parts = ("image_encoder", "prompt_encoder", "mask_decoder") if train_decoder else ("image_encoder",)
         for student in self.students.values():

@@ -66,14 +66,13 @@ class EfficientSAMFinetuning(pl.LightningModule):
         validate_zoomed: bool,
     ) -> None:
         super().__init__()
-        if protocol.several_for != "any" and not model.prompt_encoder.takes_masks:
+        if protocol.corrects and not model.prompt_encoder.takes_masks:
             raise ValueError(
                 f"{type(protocol).__name__} gives background clicks and mask prompts, which this model's prompt "
                 "encoder does not know: use protocol=points, or a model with decoder=sam"
             )
         freeze_all_but(model, train_parts)
         self.model, self.protocol = model, protocol
-        model.several_for = protocol.several_for
         self.train_parts = tuple(train_parts)
         self.loss_weights = {"focal_weight": focal_weight, "dice_weight": dice_weight, "iou_weight": iou_weight}
         self.weight_decay, self.betas, self.layer_decay = weight_decay, tuple(betas), layer_decay
@@ -161,7 +160,7 @@ class EfficientSAMFinetuning(pl.LightningModule):
         """Adds to the numbers of one validation set, see `MaskScores`."""
         scores = list(self.scores.values())[dataloader_idx]
         for _, objects, decode in self.each_photo(batch):
-            scores.add_photo(decode, objects, several_for=self.model.several_for)
+            scores.add_photo(decode, objects, decoder=self.model.decoder)
 
     def each_photo(self, batch: dict[str, Any]) -> Iterator[tuple[int, PhotoObjects, Decode]]:
         """Row, objects and decoder of the photos in a validation batch, one by one: the encoder saw them together."""

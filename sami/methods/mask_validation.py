@@ -27,7 +27,7 @@ from sami.ops.prompts import (
     central_correction,
     tight_box,
     uniform_clicks,
-    wants_several,
+    use_multimask,
 )
 from sami.predict.zoom import predict_zoomed
 
@@ -61,7 +61,7 @@ def point_at(masks: Tensor, noise: Tensor) -> Pointers:
 
 
 def masks_from_prompts(
-    decode: Decode, masks: Tensor, pointers: Pointers, grid: Frame, *, several_for: str
+    decode: Decode, masks: Tensor, pointers: Pointers, grid: Frame, *, decoder: str
 ) -> Iterator[tuple[str, Tensor]]:
     """(kind, mask of highest predicted IoU: [1, Q, H, W] bool), for the kinds of `KINDS` that need a model.
 
@@ -73,8 +73,8 @@ def masks_from_prompts(
         masks: [1, Q, H, W] bool, on a grid over the photo.
         pointers: see `point_at`.
         grid: from there to the model's square.
-        several_for: see `wants_several`. A model that gives several for any prompt knows neither background clicks nor
-            mask prompts: it gets no corrections, but further clicks on the innermost pixels of what it missed.
+        decoder: the model's, see `use_multimask`. "efficient_sam" knows neither background clicks nor mask prompts: it
+            gets no corrections, but further clicks on the innermost pixels of what it missed.
     """
 
     def ask(prompts: Prompts, mask_input: Tensor | None, several: bool) -> tuple[Tensor, Tensor]:
@@ -82,11 +82,11 @@ def masks_from_prompts(
         low_res_masks = most_confident(*decode((grid.to_model(coords), labels), mask_input, multimask_output=several))
         return low_res_masks, grid.masks_to_original(low_res_masks.float()) > 0
 
-    corrects = several_for != "any"
-    yield "box", ask(pointers.box, None, wants_several(several_for, num_clicks=0, has_box=True))[1]
+    corrects = decoder != "efficient_sam"
+    yield "box", ask(pointers.box, None, use_multimask(decoder, num_clicks=0, has_box=True))[1]
     prompts, low_res_masks = pointers.central, None
     for number in range(1, max(NUM_CLICKS) + 1):
-        several = wants_several(several_for, num_clicks=number, has_box=False)
+        several = use_multimask(decoder, num_clicks=number, has_box=False)
         low_res_masks, prediction = ask(prompts, low_res_masks if corrects else None, several)
         if number in NUM_CLICKS:
             yield f"click_{number}", prediction
@@ -96,7 +96,7 @@ def masks_from_prompts(
     coords, labels = pointers.uniform
     for number in NUM_CLICKS:
         clicks = coords[:, :, :number], labels[..., :number]
-        several = wants_several(several_for, num_clicks=number, has_box=False)
+        several = use_multimask(decoder, num_clicks=number, has_box=False)
         yield f"uniform_{number}", ask(clicks, None, several)[1]
 
 
@@ -114,7 +114,7 @@ class MaskScores:
         self.iou = PromptedIoU((*KINDS, ZOOMED) if zoom_with else KINDS).to(device)
         self.discs: dict[str, Metric] = {name: BestDiscIoU().to(device) for name in ("click_disc", "uniform_disc")}
 
-    def add_photo(self, decode: Decode, objects: PhotoObjects, *, several_for: str) -> None:
+    def add_photo(self, decode: Decode, objects: PhotoObjects, *, decoder: str) -> None:
         """Asks for every object of a photo, as many at a time as `MASK_PIXELS` allows; see `masks_from_prompts`."""
         grid = objects.frame.shrunk(LONGEST_SIDE)
         size = grid.masks_at_once(MASK_PIXELS)
@@ -122,7 +122,7 @@ class MaskScores:
             taken = objects.take(slice(start, start + size), grid)
             masks, noise = (tensor.to(self.device) for tensor in taken)
             pointers = point_at(masks, noise)
-            answers = masks_from_prompts(decode, masks, pointers, grid, several_for=several_for)
+            answers = masks_from_prompts(decode, masks, pointers, grid, decoder=decoder)
             ious = {kind: mask_iou(prediction, masks)[0] for kind, prediction in answers}
             sides = pointers.box[0].diff(dim=2).flatten(2)  # [1, Q, 2] (width, height)
             ious["filled_box"] = (masks.flatten(2).sum(dim=-1) / sides.prod(dim=-1))[0]  # the box holds the mask
@@ -139,7 +139,7 @@ class MaskScores:
 
 def zoomed_iou(model: Sam, objects: PhotoObjects, rows: range) -> Tensor:
     """[Q] IoU of what `predict_zoomed` finds in the exact boxes of some objects of a photo, in the photo's pixels."""
-    pixels, several = objects.pixels(), wants_several(model.several_for, num_clicks=0, has_box=True)
+    pixels, several = objects.pixels(), use_multimask(model.decoder, num_clicks=0, has_box=True)
     ious = []
     for row in rows:  # one at a time, as masks of a large photo are large
         masks, _ = objects.take(slice(row, row + 1), objects.frame)  # [1, 1, Ho, Wo]

@@ -97,7 +97,7 @@ def teacher_decoder(teacher: Teacher, checkpoint: str | None, *, image_size: int
     own = teacher.sam if isinstance(teacher, SegmenterTeacher) and checkpoint is None else None
     options = {"name": "teacher", "image_size": image_size, "preprocess": preprocess, "decoder": "sam"}
     if own:
-        options |= {"decoder": own.decoder, "several_for": own.several_for}
+        options["decoder"] = own.decoder
 
     def build() -> Sam:
         return Sam(nn.Identity(), **options)

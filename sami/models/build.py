@@ -33,7 +33,7 @@ MODELS = {  # name: preprocess, decoder as released; besides, timm/NAME has any 
 }
 TIMM = "timm/"  # begins the names of segmenters with a timm backbone
 EFFICIENT_SIZES = {"t": "tiny", "s": "small", "b": "base"}
-OPTIONS = ("name", "image_size", "preprocess", "decoder", "several_for")  # what a file of `save_sam` says of its model
+OPTIONS = ("name", "image_size", "preprocess", "decoder")  # what a file of `save_sam` says of its model
 
 
 def build_sam(
@@ -78,7 +78,7 @@ def build_sam(
     if name not in MODELS and not str(name).startswith(TIMM):
         given = "no name given" if name is None else f"name={name!r}"
         raise ValueError(f"{given}: choose one of {', '.join(MODELS)}, or {TIMM} and a name of timm's")
-    options = dict(zip(OPTIONS[1:4], (1024, *MODELS.get(name, ("pad", "sam"))), strict=True)) | options
+    options = dict(zip(OPTIONS[1:], (1024, *MODELS.get(name, ("pad", "sam"))), strict=True)) | options
     if name.startswith("sam_") and options["image_size"] != 1024:
         raise ValueError(f"image_size={options['image_size']}: {name} has tables for 1024 pixels, and takes no other")
     # SAM's encoders are up to 2.5 GB: never allocated besides the file's own pages
@@ -175,8 +175,8 @@ def read_description(path: str | Path) -> dict[str, object]:
             described = json.loads((file.metadata() or {}).get("sam", "{}"))
     except (SafetensorError, ValueError):
         return {}  # reading the tensors says what is wrong with the file
-    kinds = {"name": str, "image_size": int, "preprocess": str, "decoder": str, "several_for": str}
+    kinds = dict(zip(OPTIONS, (str, int, str, str), strict=True))
     sound = isinstance(described, dict) and all(isinstance(described.get(key), kind) for key, kind in kinds.items())
     if described and not sound:
         raise ValueError(f"{path}: what its header says of the model is not what save_sam writes ({described})")
-    return described or {}
+    return {option: described[option] for option in OPTIONS} if described else {}  # older files say more

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from sami.models.mask_decoder import MaskDecoder
 from sami.models.prompt_encoder import PATCH_SIZE, PromptEncoder
 from sami.models.two_way_transformer import ImageSide
-from sami.ops.prompts import SEVERAL_FOR
 
 PREPROCESS = ("pad", "squash")
 DECODERS = ("sam", "efficient_sam")
@@ -26,11 +25,9 @@ class Sam(nn.Module):
         preprocess: how a photo gets there: "pad", longest side and zeros to the right and below (SAM), or "squash",
             both sides on their own (EfficientSAM).
         decoder: "sam", or "efficient_sam", which knows neither background points nor mask prompts.
-        several_for: which prompts the model learned to answer with three candidates, see `wants_several`. None: as
-            `decoder` was released.
 
     Raises:
-        ValueError: unknown `preprocess`, `decoder` or `several_for`, or `image_size` is not a multiple of 16.
+        ValueError: unknown `preprocess` or `decoder`, or `image_size` is not a multiple of 16.
     """
 
     def __init__(
@@ -41,20 +38,15 @@ class Sam(nn.Module):
         image_size: int = 1024,
         preprocess: str,
         decoder: str,
-        several_for: str | None = None,
     ) -> None:
         super().__init__()
         if preprocess not in PREPROCESS:
             raise ValueError(f"preprocess={preprocess!r}: choose one of {', '.join(PREPROCESS)}")
         if decoder not in DECODERS:
             raise ValueError(f"decoder={decoder!r}: choose one of {', '.join(DECODERS)}")
-        several_for = several_for or ("any" if decoder == "efficient_sam" else "lone")
-        if several_for not in SEVERAL_FOR:
-            raise ValueError(f"several_for={several_for!r}: choose one of {', '.join(SEVERAL_FOR)}")
         if image_size <= 0 or image_size % PATCH_SIZE:
             raise ValueError(f"image_size={image_size}: give a multiple of {PATCH_SIZE} pixels")
         self.name, self.image_size, self.preprocess, self.decoder = name, image_size, preprocess, decoder
-        self.several_for = several_for
         self.image_encoder = image_encoder
         self.prompt_encoder = PromptEncoder(variant=decoder)
         self.mask_decoder = MaskDecoder(variant=decoder)

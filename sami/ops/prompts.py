@@ -20,10 +20,6 @@ FOREGROUND, BACKGROUND = 1, 0
 TOP_LEFT, BOTTOM_RIGHT = 2, 3
 PADDING = -1
 
-# Which prompts a model was trained to answer with several candidates: all (EfficientSAM), a click or a box without
-# anything else, which may mean several things (SAM), or a lone click.
-SEVERAL_FOR = ("any", "lone", "click")
-
 Prompts = tuple[Tensor, Tensor]  # point_coords [B, Q, P, 2] (x, y) pixels, point_labels [B, Q, P]
 
 
@@ -125,11 +121,16 @@ def noisy_box(
     return torch.minimum(moved.clamp(min=0), limit), labels
 
 
-def wants_several(several_for: str, *, num_clicks: int, has_box: bool) -> bool:
-    """Whether to ask for several candidates and take the most confident; `several_for` is one of `SEVERAL_FOR`."""
-    if several_for == "click":
-        return num_clicks == 1 and not has_box
-    return several_for == "any" or num_clicks + has_box == 1
+def use_multimask(decoder: str, *, num_clicks: int, has_box: bool) -> bool:
+    """Whether to ask for three candidate masks (`multimask_output`) and take the one of highest predicted IoU.
+
+    SAM gives one mask for a prompt that leaves no doubt; a click or a box alone may mean several things
+    (arXiv:2304.02643, Sec. 3). EfficientSAM is used with three for any prompt.
+
+    Args:
+        decoder: "sam" or "efficient_sam", see `sami.models.sam.Sam`.
+    """
+    return decoder == "efficient_sam" or num_clicks + has_box == 1
 
 
 def choose_prompts(first: Prompts, second: Prompts, take_first: Tensor) -> Prompts:

@@ -141,16 +141,6 @@ def test_round_by_round_gives_the_gradients_of_one_backward_pass(tmp_path) -> No
             torch.testing.assert_close(gradient, expected.get(name, torch.zeros_like(gradient)), rtol=1e-4, atol=1e-6)
 
 
-def test_the_model_knows_which_prompts_it_learned_to_answer_with_several_masks() -> None:
-    protocols = {
-        "any": PointsProtocol(max_points=2),
-        "lone": SamProtocol(num_clicks=0, num_repeats=0),
-        "click": SamProtocol(num_clicks=0, num_repeats=0, box_candidates=1),
-    }
-    for several_for, protocol in protocols.items():
-        assert build("sam", protocol=protocol).model.several_for == several_for
-
-
 def test_drop_path_follows_the_position(tmp_path) -> None:
     method, batch = build(drop_path=0.5), batch_of(tmp_path)
     first = float(method.training_step(batch, 0))

@@ -19,7 +19,7 @@ from sami.ops.prompts import (
     scale_prompts,
     tight_box,
     uniform_clicks,
-    wants_several,
+    use_multimask,
 )
 
 B, Q, H, W = 3, 5, 24, 31
@@ -154,10 +154,8 @@ def test_scaled_clicks_stay_on_the_centre_of_what_they_cover() -> None:
     assert scaled[0, 0].tolist() == [[1.5, 1.5], [12, 20], [16, 24]] and torch.equal(same, labels)
 
 
-@pytest.mark.parametrize(
-    ("several_for", "expected"), [("any", [1, 1, 1, 1]), ("lone", [1, 1, 0, 0]), ("click", [1, 0, 0, 0])]
-)
-def test_which_prompts_are_answered_by_the_best_of_several(several_for, expected) -> None:
+@pytest.mark.parametrize(("decoder", "expected"), [("efficient_sam", [1, 1, 1, 1]), ("sam", [1, 1, 0, 0])])
+def test_which_prompts_are_answered_by_the_best_of_several(decoder, expected) -> None:
     prompts = ((1, False), (0, True), (2, False), (1, True))
-    found = [wants_several(several_for, num_clicks=clicks, has_box=box) for clicks, box in prompts]
+    found = [use_multimask(decoder, num_clicks=clicks, has_box=box) for clicks, box in prompts]
     assert found == [bool(one) for one in expected]
