@@ -42,7 +42,6 @@ class EfficientSAMFinetuning(pl.LightningModule):
         layer_decay: how much slower each earlier layer of the encoder learns, see `layer_groups`.
         checkpoint_activations: compute encoder blocks and decoder again in the backward pass instead of keeping what
             they computed: a step then takes about a third longer and less memory.
-        validate_zoomed: also ask for each box in a window of the photo around it, see `predict_zoomed`.
 
     Raises:
         ValueError: see `freeze_all_but`; or a protocol that the model's prompt encoder does not know.
@@ -63,7 +62,6 @@ class EfficientSAMFinetuning(pl.LightningModule):
         betas: tuple[float, float],
         layer_decay: float,
         checkpoint_activations: bool,
-        validate_zoomed: bool,
     ) -> None:
         super().__init__()
         if protocol.corrects and not model.prompt_encoder.takes_masks:
@@ -80,7 +78,6 @@ class EfficientSAMFinetuning(pl.LightningModule):
         self.clock = StageClock()
         self.recent: list[Tensor] = []
         self.scores: dict[str, MaskScores] = {}
-        self.validate_zoomed = validate_zoomed
         self.train()  # Lightning leaves the mode as it finds it, and a segmenter is built to be used
 
     def setup(self, stage: str) -> None:
@@ -151,10 +148,7 @@ class EfficientSAMFinetuning(pl.LightningModule):
         self.log("train/epoch", self.trainer.global_step / self.plan.steps_per_epoch)
 
     def on_validation_start(self) -> None:
-        zoom_with = self.model if self.validate_zoomed else None
-        self.scores = {
-            name: MaskScores(self.device, zoom_with=zoom_with) for name in self.trainer.datamodule.val_sources
-        }
+        self.scores = {name: MaskScores(self.device) for name in self.trainer.datamodule.val_sources}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds to the numbers of one validation set, see `MaskScores`."""

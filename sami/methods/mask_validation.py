@@ -16,8 +16,6 @@ from torchmetrics import Metric
 from sami.data.photo_objects import LONGEST_SIDE, PhotoObjects
 from sami.methods.prompting import Decode, most_confident
 from sami.metrics.mask_iou import BestDiscIoU, PromptedIoU
-from sami.models.sam import Sam
-from sami.ops.boxes import mask_to_box
 from sami.ops.frames import Frame
 from sami.ops.masks import mask_iou
 from sami.ops.prompts import (
@@ -29,7 +27,6 @@ from sami.ops.prompts import (
     uniform_clicks,
     use_multimask,
 )
-from sami.predict.zoom import predict_zoomed
 
 NUM_CLICKS = (1, 3, 5)
 KINDS = (
@@ -38,7 +35,6 @@ KINDS = (
     *(f"uniform_{number}" for number in NUM_CLICKS),
     "filled_box",
 )
-ZOOMED = "zoomed_box"
 MASK_PIXELS = 2**24  # of full-size logits at a time
 
 
@@ -105,13 +101,11 @@ class MaskScores:
 
     Args:
         device: where they add up.
-        zoom_with: a model to ask for each box once more, in a window of the photo around it: see `predict_zoomed`.
-            What it finds is compared in the photo's own pixels, also where `LONGEST_SIDE` has fewer for the others.
     """
 
-    def __init__(self, device: torch.device, *, zoom_with: Sam | None = None) -> None:
-        self.device, self.zoom_with = device, zoom_with
-        self.iou = PromptedIoU((*KINDS, ZOOMED) if zoom_with else KINDS).to(device)
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.iou = PromptedIoU(KINDS).to(device)
         self.discs: dict[str, Metric] = {name: BestDiscIoU().to(device) for name in ("click_disc", "uniform_disc")}
 
     def add_photo(self, decode: Decode, objects: PhotoObjects, *, decoder: str) -> None:
@@ -126,8 +120,6 @@ class MaskScores:
             ious = {kind: mask_iou(prediction, masks)[0] for kind, prediction in answers}
             sides = pointers.box[0].diff(dim=2).flatten(2)  # [1, Q, 2] (width, height)
             ious["filled_box"] = (masks.flatten(2).sum(dim=-1) / sides.prod(dim=-1))[0]  # the box holds the mask
-            if self.zoom_with:
-                ious[ZOOMED] = zoomed_iou(self.zoom_with, objects, range(start, start + masks.shape[1]))
             self.iou.update(ious)
             for disc, (coords, _) in zip(self.discs.values(), (pointers.central, pointers.uniform), strict=True):
                 disc.update(masks[0], coords[0, :, 0])
@@ -135,15 +127,3 @@ class MaskScores:
     def compute(self) -> dict[str, Tensor]:
         """All numbers by name, over all ranks."""
         return {**self.iou.compute(), **{name: disc.compute() for name, disc in self.discs.items()}}
-
-
-def zoomed_iou(model: Sam, objects: PhotoObjects, rows: range) -> Tensor:
-    """[Q] IoU of what `predict_zoomed` finds in the exact boxes of some objects of a photo, in the photo's pixels."""
-    pixels, several = objects.pixels(), use_multimask(model.decoder, num_clicks=0, has_box=True)
-    ious = []
-    for row in rows:  # one at a time, as masks of a large photo are large
-        masks, _ = objects.take(slice(row, row + 1), objects.frame)  # [1, 1, Ho, Wo]
-        found, confidence = predict_zoomed(model, pixels, mask_to_box(masks[0]).numpy(), multimask_output=several)
-        best = torch.from_numpy(found[0, confidence[0].argmax()])
-        ious.append(mask_iou(best, masks[0, 0]))
-    return torch.stack(ious).to(model.device)

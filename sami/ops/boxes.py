@@ -5,16 +5,8 @@ A box is (x0, y0, x1, y1), its edges in pixels: that of the single pixel in colu
 H W pixels   N M boxes
 """
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-
-from sami.ops.rle import Window
-
-ZOOM = 2.0  # sides of a window in longer sides of the box in it
-MOST_ZOOM = 8  # a window's side is at least this part of the model's square: magnified further, pixels show no more
 
 
 def xyxy_to_xywh(boxes: Tensor) -> Tensor:
@@ -44,34 +36,6 @@ def box_to_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     columns = (x >= x0[..., None]) & (x < x1[..., None])  # [..., W]
     rows = (y >= y0[..., None]) & (y < y1[..., None])  # [..., H]
     return rows[..., :, None] & columns[..., None, :]
-
-
-def window_around(
-    box: Sequence[float],
-    size: tuple[int, int],
-    *,
-    image_size: int,
-    factor: float = ZOOM,
-    place: tuple[float, float] = (0.5, 0.5),
-) -> Window:
-    """A square part of a photo that holds a box; less than square where the photo ends.
-
-    Args:
-        box: (x0, y0, x1, y1) pixels, inside the photo.
-        size: (H, W) of the photo.
-        image_size: pixels per side that the model sees: no window is made for more than `MOST_ZOOM` times the photo's.
-        factor: the window's side in longer sides of the box, 1 or more.
-        place: 0 to 1, from where the box touches the window's end to where it touches its beginning, as far as there is
-            photo; down, then right.
-    """
-    side = math.ceil(max(factor * max(box[2] - box[0], box[3] - box[1]), image_size / MOST_ZOOM))
-    starts, lengths = [], []
-    for low, high, whole, part in zip(box[1::-1], box[:1:-1], size, place, strict=True):
-        length = min(side, whole)
-        start = round(high - length + part * (low - (high - length)))
-        starts.append(min(max(start, 0), whole - length))
-        lengths.append(length)
-    return *starts, *lengths
 
 
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:

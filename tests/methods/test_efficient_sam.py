@@ -21,7 +21,7 @@ from sami.ops.boxes import mask_to_box
 OPTIONS = {
     "train_parts": ["image_encoder", "prompt_encoder", "mask_decoder"],
     **{"focal_weight": 20.0, "dice_weight": 1.0, "iou_weight": 1.0, "weight_decay": 0.1, "betas": (0.9, 0.999)},
-    **{"layer_decay": 1.0, "checkpoint_activations": False, "validate_zoomed": False},
+    **{"layer_decay": 1.0, "checkpoint_activations": False},
 }
 
 
@@ -38,7 +38,7 @@ def build(decoder: str = "sam", *, drop_path: float = 0.0, protocol: object = No
 def batch_of(tmp_path, rows: list[int] = (0, 1, 2, 3)) -> dict[str, Tensor]:
     folder = str(write_sa1b_folder(tmp_path / "photos", 8))
     options = {"image_size": 32, "mask_size": 16, "preprocess": "squash", "num_masks": 3, "num_val_masks": 3}
-    options |= {"max_area": 0.9, "flip": 0.0, "min_crop": 1.0, "zoom_chance": 0.0}
+    options |= {"max_area": 0.9, "flip": 0.0, "min_crop": 1.0}
     options |= {"seed": 0, "num_workers": 0, "shuffle_window": 1, "val_batch_size": 2}
     data = MaskData(folder, None, **options)
     data.set_stream(batch_size=4, epoch_size=8, num_batches=2)

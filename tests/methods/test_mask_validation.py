@@ -17,7 +17,6 @@ from sami.ops.frames import longest_side_frame, squash_frame
 from sami.ops.masks import innermost_pixel, mask_iou
 from sami.ops.prompts import BACKGROUND, FOREGROUND
 from sami.predict.predictor import SamPredictor
-from sami.predict.zoom import predict_zoomed
 
 H, W = 26, 32  # of the photo; the model sees 32 x 32, with padding below
 GRID = longest_side_frame((H, W), 32)
@@ -123,22 +122,6 @@ def test_a_few_objects_at_a_time_give_the_same_numbers(monkeypatch) -> None:
     monkeypatch.setattr(mask_validation, "MASK_PIXELS", 2 * 32 * 32)
     assert scores_of(objects, decode) == pytest.approx(whole)
     assert {question[0].shape[1] for question in decode.questions} == {1, 2}
-
-
-def test_boxes_are_asked_once_more_in_windows_around_them(monkeypatch) -> None:
-    """The same as a person gets, and counted by the object wherever groups begin."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build_sam("efficient_sam_vitt", decoder="sam", preprocess="squash", image_size=64)
-    objects = some_objects((60, 80), squash_frame)
-    masks, _ = objects.take(slice(9), objects.frame)
-    found, ious = predict_zoomed(model, objects.pixels(), mask_to_box(masks)[0].numpy())
-    best = torch.from_numpy(found[range(len(ious)), ious.argmax(1)])
-    expected = float(mask_iou(best, masks[0]).mean())
-    monkeypatch.setattr(mask_validation, "MASK_PIXELS", 2 * 60 * 80)
-    scores = MaskScores(torch.device("cpu"), zoom_with=model)
-    scores.add_photo(Painter(), objects, decoder="sam")
-    assert scores.compute()["zoomed_box"] == pytest.approx(expected) and 0 < expected < 1
 
 
 def test_the_answers_without_a_model_do_not_depend_on_the_models_frame() -> None:

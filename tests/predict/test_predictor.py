@@ -9,7 +9,6 @@ from sami.models.build import build_sam
 from sami.models.sam import Sam
 from sami.predict import predictor as module
 from sami.predict.predictor import SamPredictor
-from sami.predict.zoom import predict_zoomed
 
 PHOTO = draw_photo(0, height=60, width=80)
 OTHER = draw_photo(1, height=50, width=30)
@@ -40,7 +39,7 @@ def draw_discs(self, image_embeddings, point_coords, point_labels, mask_input=No
 
 
 def test_public_names():
-    assert sami.SamPredictor is SamPredictor and sami.build_sam is build_sam and sami.predict_zoomed is predict_zoomed
+    assert sami.SamPredictor is SamPredictor and sami.build_sam is build_sam
     with pytest.raises(AttributeError, match="no attribute 'SamEverything'"):
         _ = sami.SamEverything
 
