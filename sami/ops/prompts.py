@@ -8,7 +8,6 @@ B images   Q prompts (objects) per image   P points per prompt   H W pixels of t
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -151,24 +150,6 @@ def pad_points(point_coords: Tensor, point_labels: Tensor, *, num_points: int) -
     missing = num_points - point_labels.shape[-1]
     coords = torch.nn.functional.pad(point_coords, (0, 0, 0, missing))
     return coords, torch.nn.functional.pad(point_labels, (0, missing), value=PADDING)
-
-
-def pad_prompts(point_coords: Sequence[Tensor], point_labels: Sequence[Tensor]) -> Prompts:
-    """B images with prompts of their own number and length -> [B, Q, P, 2], [B, Q, P], the rest padding.
-
-    Args:
-        point_coords: for each image [Q_i, P_i, 2].
-        point_labels: for each image [Q_i, P_i].
-    """
-    num_prompts, num_points = (max(labels.shape[axis] for labels in point_labels) for axis in (0, 1))
-    padded = []
-    for coords, labels in zip(point_coords, point_labels, strict=True):
-        coords, labels = pad_points(coords, labels, num_points=num_points)
-        missing = num_prompts - len(labels)
-        coords = torch.nn.functional.pad(coords, (0, 0, 0, 0, 0, missing))
-        padded.append((coords, torch.nn.functional.pad(labels, (0, 0, 0, missing), value=PADDING)))
-    coords, labels = zip(*padded, strict=True)
-    return torch.stack(coords), torch.stack(labels)
 
 
 def scale_prompts(prompts: Prompts, factor: float) -> Prompts:

@@ -12,7 +12,7 @@ from sami.data.photo_objects import PhotoObjects, draw_objects
 from sami.methods import mask_validation
 from sami.methods.mask_validation import KINDS, MaskScores, masks_from_prompts, point_at
 from sami.models.build import build_sam
-from sami.ops.boxes import box_to_mask, mask_to_box
+from sami.ops.boxes import mask_to_box
 from sami.ops.frames import longest_side_frame, squash_frame
 from sami.ops.masks import innermost_pixel, mask_iou
 from sami.ops.prompts import BACKGROUND, FOREGROUND
@@ -28,6 +28,14 @@ def scene() -> tuple[torch.Tensor, torch.Tensor]:
     centres, radii = torch.tensor([[8, 8], [20, 12], [16, 24]]), torch.tensor([6, 5, 4])
     discs = torch.stack([(x - cx) ** 2 + (y - cy) ** 2 <= r * r for (cx, cy), r in zip(centres, radii, strict=True)])
     return discs.unsqueeze(0), torch.rand(1, 3, 32, generator=torch.Generator().manual_seed(0))
+
+
+def box_to_mask(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """[..., 4] -> [..., H, W] bool: the pixels whose centre lies inside the box."""
+    y, x = (torch.arange(length) + 0.5 for length in size)
+    x0, y0, x1, y1 = boxes[..., None].unbind(-2)
+    columns, rows = (x >= x0) & (x < x1), (y >= y0) & (y < y1)  # [..., W], [..., H]
+    return rows[..., :, None] & columns[..., None, :]
 
 
 class Painter:

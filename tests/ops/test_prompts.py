@@ -13,7 +13,6 @@ from sami.ops.prompts import (
     central_correction,
     choose_prompts,
     noisy_box,
-    pad_prompts,
     random_correction,
     sample_pixels,
     scale_prompts,
@@ -135,16 +134,6 @@ def test_choose_and_add() -> None:
     assert torch.equal(coords[0, 0, :1], click[0][0, 0]) and torch.equal(coords[0, 1], box[0][0, 1])
     more = add_clicks((coords, labels), click)
     assert more[0].shape == (B, Q, 3, 2) and torch.equal(more[1][..., 2:], click[1])
-
-
-def test_ragged_prompts_are_padded() -> None:
-    coords, labels = pad_prompts(
-        [torch.ones(2, 1, 2), torch.full((1, 3, 2), 5.0), torch.zeros(0, 1, 2)],
-        [torch.ones(2, 1).long(), torch.zeros(1, 3).long(), torch.zeros(0, 1).long()],
-    )
-    assert coords.shape == (3, 2, 3, 2)
-    assert labels.tolist() == [[[1, -1, -1], [1, -1, -1]], [[0, 0, 0], [-1, -1, -1]], [[-1] * 3, [-1] * 3]]
-    assert coords[1, 0].eq(5).all() and coords[0, 0, 0].tolist() == [1, 1]
 
 
 def test_scaled_clicks_stay_on_the_centre_of_what_they_cover() -> None:
