@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sami"
 FLOORS = {
+    "files": 0,
     "ops": 0,
     "losses": 1,
     "models": 1,

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
 from sami.data.transforms import denormalize
-from sami.data.whole_file import whole_file
+from sami.files import whole_file
 from sami.methods.mask_validation import masks_from_prompts, point_at
 from sami.ops.frames import Frame
 
