@@ -4,15 +4,17 @@ build_sam("efficient_sam_vits", checkpoint="efficient_sam_vits.pt")
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
+from sami.files import whole_file
 from sami.models.checkpoints import download, load_state_dict_file, load_strictly
 from sami.models.efficient_vit import PRETRAINED_GRID, EfficientViT
 from sami.models.image_encoders import MobileViT, RepViT, build_sam_vit, fuse_branches
@@ -153,8 +155,13 @@ def load_decoder(sam: Sam, checkpoint: str | Path) -> None:
     load_strictly(part, decoder_only(to_ours(load_state_dict_file(checkpoint))), source=str(checkpoint))
 
 
-def save_sam(sam: Sam, path: str | Path) -> None:
-    """All weights, and what `build_sam` needs to know, in one .safetensors file.
+def save_sam(sam: Sam, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Save all weights, and what `build_sam` needs to know, in one .safetensors file, which appears when complete.
+
+    Args:
+        sam: any segmenter.
+        path: of the file.
+        metadata: more strings to keep in its header.
 
     Raises:
         ValueError: the model was fused.
@@ -163,7 +170,8 @@ def save_sam(sam: Sam, path: str | Path) -> None:
         raise ValueError("a fused model cannot be saved: save it before, and build it with fused=True")
     description = {option: getattr(sam, option) for option in OPTIONS}
     tensors = {name: value.detach().cpu().contiguous() for name, value in sam.state_dict().items()}
-    save_file(tensors, path, metadata={"sam": json.dumps(description)})
+    with whole_file(Path(path)) as file:
+        file.write(save(tensors, metadata={**(metadata or {}), "sam": json.dumps(description)}))
 
 
 def read_description(path: str | Path) -> dict[str, object]:

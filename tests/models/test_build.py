@@ -43,7 +43,9 @@ def test_numbers_of_parameters_are_the_papers():
 
 def test_own_file_describes_its_model(tiny, tmp_path):
     path = tmp_path / "sam.safetensors"
-    save_sam(tiny, path)
+    save_sam(tiny, path, metadata={"step": "3"})
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["step"] == "3"
     again = build_sam(checkpoint=path)
     for option in ("name", "image_size", "preprocess", "decoder"):
         assert getattr(again, option) == getattr(tiny, option)
