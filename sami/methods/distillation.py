@@ -242,5 +242,6 @@ class Distillation(pl.LightningModule):
         for student in self.students.values():
             groups += layer_groups(student, lr=self.plan.lr, weight_decay=self.weight_decay, layer_decay=1.0)
         optimizer = AdamW(groups, lr=self.plan.lr, betas=self.betas, fused=True)
-        factor = partial(lr_factor, warmup_steps=self.plan.warmup_steps, max_steps=self.plan.max_steps)
+        steps = {"warmup_steps": self.plan.warmup_steps, "max_steps": self.plan.max_steps}
+        factor = partial(lr_factor, **steps, decay="cosine")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}

@@ -20,7 +20,7 @@ from sami.methods.mask_validation import MaskScores
 from sami.methods.parameter_groups import freeze_all_but, layer_groups
 from sami.methods.prompting import Decode, PromptProtocol, decode_with
 from sami.methods.rounds import mean_by_rounds
-from sami.methods.schedule import Plan, linear_factor
+from sami.methods.schedule import Plan, lr_factor
 from sami.methods.throughput import StageClock
 from sami.models.sam import Sam
 from sami.ops.attention import fastest_attention
@@ -174,5 +174,6 @@ class EfficientSAMFinetuning(pl.LightningModule):
         """AdamW with linear warm-up and decay, stepped every optimiser step."""
         groups = layer_groups(self.model, lr=self.plan.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
         optimizer = AdamW(groups, lr=self.plan.lr, betas=self.betas, fused=True)
-        factor = partial(linear_factor, warmup_steps=self.plan.warmup_steps, max_steps=self.plan.max_steps)
+        steps = {"warmup_steps": self.plan.warmup_steps, "max_steps": self.plan.max_steps}
+        factor = partial(lr_factor, **steps, decay="linear")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}

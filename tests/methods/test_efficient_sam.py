@@ -13,7 +13,7 @@ from sami.data.masked_photos import MaskData
 from sami.methods.efficient_sam import EfficientSAMFinetuning
 from sami.methods.parameter_groups import layer_groups, layer_number
 from sami.methods.prompting import PointsProtocol, SamProtocol
-from sami.methods.schedule import Schedule, linear_factor
+from sami.methods.schedule import Schedule, lr_factor
 from sami.models.build import build_sam
 from sami.models.sam import Sam
 from sami.ops.boxes import mask_to_box
@@ -191,5 +191,5 @@ def test_the_papers_learning_rate() -> None:
     schedule = Schedule(epochs=5, warmup_epochs=0.003, base_lr=8e-4, global_batch_size=128, batch_size=2)
     plan = schedule.plan(num_photos=11_185_362, world_size=64)
     assert plan.lr == pytest.approx(4e-4) and plan.warmup_steps == 262 and plan.accumulate == 1
-    factors = [linear_factor(step, warmup_steps=10, max_steps=110) for step in (0, 5, 10, 60, 110, 120)]
+    factors = [lr_factor(step, warmup_steps=10, max_steps=110, decay="linear") for step in (0, 5, 10, 60, 110, 120)]
     assert factors == [0, 0.5, 1, 0.5, 0, 0]
