@@ -6,7 +6,6 @@ from importlib import import_module
 PUBLIC = {
     "build_sam": "sami.models.build",
     "SamPredictor": "sami.predict.predictor",
-    "predict_zoomed": "sami.predict.zoom",
 }
 __all__ = list(PUBLIC)
 

@@ -2,7 +2,7 @@
 
     python -m sami.benchmark
     python -m sami.benchmark model=vit_t batch_size=64 precision=bf16 teacher=sam_vit_h
-    python -m sami.benchmark stage=segmenter    # EfficientSAM's encoder and decoder, and a step of fine-tuning
+    python -m sami.benchmark stage=segmenter    # EfficientSAM's encoder and decoder
     python -m sami.benchmark stage=encoders     # latency, parameters and multiply-adds of image encoders at 1024
 
 All rows run in turns in one process, so ratios hold on a busy machine too. Share of the matmul rate: operations of
@@ -26,7 +26,7 @@ from sami.data.views import PositionSampler
 from sami.entry import explain_errors, keep_freed_memory
 from sami.methods.encoder_latency import print_encoders
 from sami.methods.loading_speed import DrawnPhotos, Loading, PillowLoading
-from sami.methods.segmenter_speed import print_memory, print_speed
+from sami.methods.segmenter_speed import print_speed
 from sami.methods.speed import (
     DESIGNS,
     Machine,
@@ -66,10 +66,8 @@ def choose_machine(cfg: DictConfig) -> Machine:
 
 
 def benchmark_segmenter(cfg: DictConfig) -> None:
-    """Measures and prints the segmenter's tables, then counts a step's memory."""
-    machine = choose_machine(cfg)
-    print_speed(machine, keep_freed_memory, **cfg.segmenter, repetitions=cfg.steps)
-    print_memory(cfg.step, precision=machine.precision)
+    """Measures and prints the segmenter's tables."""
+    print_speed(choose_machine(cfg), keep_freed_memory, **cfg.segmenter, repetitions=cfg.steps)
 
 
 def benchmark(cfg: DictConfig, folder: Path) -> None:

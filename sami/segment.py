@@ -20,7 +20,7 @@ from PIL import Image
 
 from sami.entry import explain_errors, keep_freed_memory
 from sami.models.build import MODELS, build_sam
-from sami.ops.prompts import BACKGROUND, FOREGROUND, wants_several
+from sami.ops.prompts import BACKGROUND, FOREGROUND, use_multimask
 from sami.ops.rle import counts_to_string, encode_mask
 from sami.predict.photo import read_photo
 from sami.predict.picture import draw_masks
@@ -72,7 +72,7 @@ def segment(options: argparse.Namespace) -> None:
     sam = build_sam(options.model, options.checkpoint, image_size=options.image_size)
     keep_freed_memory()
     sam = sam.to(choose_device(options.device))
-    multimask = wants_several(sam.several_for, num_clicks=len(points), has_box=bool(boxes))
+    multimask = use_multimask(sam.decoder, num_clicks=len(points), has_box=bool(boxes))
     if options.zoom:
         answers = zip(*predict_zoomed(sam, image, boxes, multimask_output=multimask), strict=True)
     else:

@@ -25,8 +25,7 @@ def test_table_on_a_small_setting(tmp_path, capsys) -> None:
 
 def test_segmenter_on_a_small_setting(capfd) -> None:
     options = ["segmenter.image_size=64", "segmenter.models=[efficient_sam_vitt]", "segmenter.num_prompts=3"]
-    options += ["step={model: efficient_sam_vitt, image_size: 64, num_images: 1, num_masks: 2}", "precision=bf16"]
-    options += ["step.num_clicks=1", "step.num_repeats=0", "stage=segmenter", "steps=1", "device=cpu", "threads=1"]
+    options += ["precision=bf16", "stage=segmenter", "steps=1", "device=cpu", "threads=1"]
     benchmark_segmenter(compose_config(options, name="benchmark"))
     printed = capfd.readouterr().out
     for memory in re.split("freed memory ", printed)[1:]:
@@ -37,5 +36,3 @@ def test_segmenter_on_a_small_setting(capfd) -> None:
             assert float(rows[name][0]) > 0 and float(rows[name][1]) > 0
         assert float(rows["tiled"][3]) > 0 and rows["tiled"][-2:] == ["in", "fp32"]
     assert printed.count("freed memory") == 2
-    sizes = [float(line.split()[-1]) for line in printed.splitlines()[-3:]]
-    assert 0 < sizes[1] <= sizes[0] <= sizes[2]

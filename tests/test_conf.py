@@ -75,7 +75,7 @@ def test_every_choice_of_every_group_composes(choice: str) -> None:
 
 
 def test_distillation_takes_every_protocol() -> None:
-    for name in ("sam_single", "sam", "points"):
+    for name in ("sam", "points"):
         check_signatures(compose_config([f"protocol={name}"], name="distill"))
 
 
@@ -110,6 +110,16 @@ def test_the_papers_recipe_of_distillation() -> None:
         assert (cfg.model.image_size, cfg.model.preprocess, cfg.data.cache) == (1024, "pad", "cache")
         assert (cfg.method.loss_distance, cfg.method.feature_weight, cfg.method.mask_weight) == ("mse", 1, 0)
         assert OmegaConf.is_missing(cfg, "decoder_checkpoint")
+
+
+def test_clicks_of_short_runs_are_numbers_that_another_protocol_leaves_alone() -> None:
+    for entry, expected in (("finetune", (2, 0)), ("distill", (0, 0))):
+        protocol = compose_config([], name=entry).protocol
+        assert (protocol.num_clicks, protocol.num_repeats) == expected
+    for experiment in ("vit_t_small", "vit_s"):
+        cfg = compose_config([f"+experiment=finetune/{experiment}", SHARDS, "protocol=points"], name="finetune")
+        check_signatures(cfg)
+        assert "num_clicks" not in cfg.protocol
 
 
 def test_misspelt_key_and_missing_plus() -> None:

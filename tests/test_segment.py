@@ -72,15 +72,14 @@ def test_zoom_looks_at_each_box_by_itself(photo, checkpoint, tmp_path, capsys):
         assert ((written > 0) == masks[confidence.argmax()]).all()
 
 
-@pytest.mark.parametrize(("several_for", "asked"), [("any", 3), ("lone", 3), ("click", 1)])
-def test_a_lone_box_is_answered_as_the_model_was_trained(photo, tmp_path, monkeypatch, several_for, asked):
-    sam = build_sam("efficient_sam_vitt", decoder="sam", image_size=64)
-    sam.several_for = several_for
-    save_sam(sam, tmp_path / "sam.safetensors")
+@pytest.mark.parametrize(("decoder", "asked"), [("sam", [True, False]), ("efficient_sam", [True, True])])
+def test_three_candidates_are_asked_for_where_the_model_was_trained_to(photo, tmp_path, monkeypatch, decoder, asked):
+    save_sam(build_sam("efficient_sam_vitt", decoder=decoder, image_size=64), tmp_path / "sam.safetensors")
     seen, decode = [], Sam.decode
     monkeypatch.setattr(Sam, "decode", lambda *args, **options: seen.append(options) or decode(*args, **options))
-    main([photo, "--box=1,1,30,30", f"--checkpoint={tmp_path}/sam.safetensors", f"--output={tmp_path}/o.png"])
-    assert seen == [{"multimask_output": asked == 3}]
+    for prompts in (["--box=1,1,30,30"], ["--box=1,1,30,30", "--point=9,9"]):
+        main([photo, *prompts, f"--checkpoint={tmp_path}/sam.safetensors", f"--output={tmp_path}/o.png"])
+    assert [options["multimask_output"] for options in seen] == asked
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,10 @@ from sami.data.mask_sources import MaskedPhoto, MaskSource
 from sami.data.order import ShuffledOrder, locate_in_file_order
 from sami.data.segmentations import segmentation_counts
 from sami.data.transforms import BrokenImage, decode, image_size
-from sami.ops.boxes import window_around
 from sami.ops.frames import Frame, longest_side_frame, squash_frame
 from sami.ops.rle import Window, counts_to_box, mask_cells
 
 NUM_NOISE = 32  # uniform numbers per object, from which prompts are drawn
-ZOOM_FACTORS = (1.5, 3.0)  # of training, around the `ZOOM` of prediction
 
 
 class MaskFrame(NamedTuple):
@@ -110,13 +108,10 @@ def make_view(
     num_masks: int,
     flip: float,
     min_crop: float = 1.0,
-    zoom_chance: float = 0.0,
 ) -> View:
     """The photo or a window of it, and up to `num_masks` of its masks, drawn at random; only these are decoded.
 
-    With `zoom_chance` the window is around the first mask, see `draw_zoom`, otherwise anywhere, see `draw_window`.
-
-    A window that no mask reaches into is given up for the whole photo.
+    The window is anywhere, see `draw_window`; one that no mask reaches into is given up for the whole photo.
 
     Raises:
         BrokenImage: the image or one of the masks that were drawn cannot be used, or no mask is left.
@@ -124,10 +119,7 @@ def make_view(
     size = photo.size()
     flipped = bool(rng.random() < flip)
     order = rng.permutation(len(photo.segmentations))
-    if len(order) and zoom_chance and rng.random() < zoom_chance:
-        window = draw_zoom(segmentation_counts(photo.segmentations[order[0]], size), size, rng, image_size=frame.side)
-    else:
-        window = draw_window(size, rng, min_area=min_crop) if min_crop < 1 else None
+    window = draw_window(size, rng, min_area=min_crop) if min_crop < 1 else None
     for place in (window, None) if window else (None,):
         found: list[tuple[Tensor, Tensor]] = []
         for number in order:
@@ -153,14 +145,6 @@ def draw_window(size: tuple[int, int], rng: np.random.Generator, *, min_area: fl
     return int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1)), height, width
 
 
-def draw_zoom(counts: Tensor, size: tuple[int, int], rng: np.random.Generator, *, image_size: int) -> Window:
-    """A part of a photo of this (H, W) as `sami.predict.zoom` sees it: 1.5 to 3 times as wide as a mask, every factor
-    equally often (small masks and large ones: see `window_around`), the mask anywhere in it."""
-    low, high = ZOOM_FACTORS
-    factor, place = low * (high / low) ** rng.random(), (rng.random(), rng.random())
-    return window_around(counts_to_box(counts, size).tolist(), size, image_size=image_size, factor=factor, place=place)
-
-
 class TrainMaskViews(Dataset):
     """Shuffled photos with some of their masks, by position.
 
@@ -178,7 +162,6 @@ class TrainMaskViews(Dataset):
         num_masks: of a photo, at most.
         flip: probability of mirroring.
         min_crop: see `draw_window`; 1 for whole photos.
-        zoom_chance: see `make_view`.
     """
 
     max_substitutes = 50
@@ -193,10 +176,9 @@ class TrainMaskViews(Dataset):
         num_masks: int,
         flip: float,
         min_crop: float = 1.0,
-        zoom_chance: float = 0.0,
     ) -> None:
         self.source, self.order, self.seed, self.frame = source, order, seed, frame
-        self.drawn = {"num_masks": num_masks, "flip": flip, "min_crop": min_crop, "zoom_chance": zoom_chance}
+        self.drawn = {"num_masks": num_masks, "flip": flip, "min_crop": min_crop}
         self.num_masks = num_masks
 
     def __getitems__(self, positions: list[int]) -> dict[str, Any]:

@@ -24,7 +24,6 @@ class MaskData(SquareData):
             App. A).
         flip: probability of mirroring; neither SAM nor EfficientSAM does.
         min_crop: below 1, training sees a random window of each photo, of at least this fraction of its area.
-        zoom_chance: that it sees a window around one of the masks instead, see `draw_zoom`.
         seed: of order, masks, flips and prompts.
         num_workers: loading processes per rank; 0 loads in the training process.
         shuffle_window: shards that are shuffled among themselves, see `ShuffledOrder`.
@@ -47,24 +46,23 @@ class MaskData(SquareData):
         max_area: float,
         flip: float,
         min_crop: float,
-        zoom_chance: float,
         seed: int,
         num_workers: int,
         shuffle_window: int,
         val_batch_size: int,
     ) -> None:
         counts = (num_masks, num_val_masks, val_batch_size, image_size)
-        shares = 0 < max_area <= 1 and 0 < min_crop <= 1 and 0 <= zoom_chance <= 1
+        shares = 0 < max_area <= 1 and 0 < min_crop <= 1
         if min(counts) < 1 or not shares:
             raise ValueError(
                 f"image_size={image_size}, num_masks={num_masks}, num_val_masks={num_val_masks}, val_batch_size="
-                f"{val_batch_size}, max_area={max_area}, min_crop={min_crop}, zoom_chance={zoom_chance}: "
-                "give positive numbers, the last three up to 1, the last may be 0"
+                f"{val_batch_size}, max_area={max_area}, min_crop={min_crop}: "
+                "give positive numbers, the last two up to 1"
             )
         stream = {"num_workers": num_workers, "shuffle_window": shuffle_window, "val_batch_size": val_batch_size}
         frame = MaskFrame(image_size, mask_size or max(1, image_size // 4), preprocess, max_area)
         super().__init__(open_mask_source(train), val, open_mask_source, frame=frame, seed=seed, **stream)
-        self.drawn = {"num_masks": num_masks, "flip": flip, "min_crop": min_crop, "zoom_chance": zoom_chance}
+        self.drawn = {"num_masks": num_masks, "flip": flip, "min_crop": min_crop}
         self.num_val_masks = num_val_masks
 
     def train_views(self) -> TrainMaskViews:

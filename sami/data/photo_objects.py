@@ -14,7 +14,7 @@ from sami.data.mask_sources import MaskedPhoto, MaskSource
 from sami.data.mask_views import MaskFrame, draw_noise
 from sami.data.order import locate_in_file_order
 from sami.data.segmentations import segmentation_counts
-from sami.data.transforms import BrokenImage, decode
+from sami.data.transforms import BrokenImage
 from sami.data.views import PADDING
 from sami.ops.frames import Frame
 from sami.ops.rle import decode_mask, mask_cells
@@ -25,26 +25,21 @@ LONGEST_SIDE = 1024  # pixels; a larger photo is compared on a grid of this size
 class PhotoObjects:
     """The objects of one photo, decoded a few at a time: hundreds of masks of a large photo do not fit in memory.
 
-    A plain class of numpy arrays and bytes: Lightning, which moves tensors and takes tuples apart, leaves it as it
+    A plain class of numpy arrays: Lightning, which moves tensors and takes tuples apart, leaves it as it
     is, and it needs no file descriptor for each mask on its way from a loading worker.
 
     Args:
         frame: where the photo lies in the model's square.
         counts: run lengths of each mask, of the whole photo.
         noise: [Q, NUM_NOISE] uniform in [0, 1), which decides the prompts.
-        photo: the image file's bytes.
     """
 
-    def __init__(self, frame: Frame, counts: list[Tensor], noise: Tensor, photo: bytes) -> None:
-        self.frame, self.noise, self.photo = frame, noise.numpy(), photo
+    def __init__(self, frame: Frame, counts: list[Tensor], noise: Tensor) -> None:
+        self.frame, self.noise = frame, noise.numpy()
         self.counts = [runs.numpy().astype(np.int32) for runs in counts]
 
     def __len__(self) -> int:
         return len(self.counts)
-
-    def pixels(self) -> np.ndarray:
-        """RGB uint8 [H, W, 3], all that the photo has."""
-        return decode(self.photo)
 
     def take(self, rows: slice, grid: Frame) -> tuple[Tensor, Tensor]:
         """Some of the objects: masks [1, Q, H, W] bool and noise [1, Q, NUM_NOISE].
@@ -83,7 +78,7 @@ def draw_objects(photo: MaskedPhoto, frame: MaskFrame, rng: np.random.Generator,
             counts.append(runs)
     if not counts:
         raise BrokenImage(f"none of its {len(photo.segmentations)} masks can be used: they are empty")
-    return PhotoObjects(frame.of(size), counts, draw_noise(rng, len(counts)), photo.image)
+    return PhotoObjects(frame.of(size), counts, draw_noise(rng, len(counts)))
 
 
 class EvalMaskViews(Dataset):

@@ -140,7 +140,7 @@ def ask_for_true_masks(scores: MaskScores, model: Sam, seen: ImageSide, objects:
     for row, own in enumerate(objects):
         if own is not None:
             decode = decode_with(model, seen.take([row]))
-            scores.add_photo(decode, own, several_for=model.several_for)
+            scores.add_photo(decode, own, decoder=model.decoder)
 
 
 def place_prompts(noise: Tensor, input_size: Tensor) -> Prompts:

@@ -3,7 +3,7 @@
 B images   S pixels per side   gh gw token grid, N = gh*gw   E embedding width   Q prompts per image   h w low-res masks
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -47,7 +47,6 @@ class Distillation(pl.LightningModule):
         focal_weight, dice_weight, iou_weight: of `mask_loss`.
         weight_decay: of matrices.
         betas: of AdamW.
-        lr_factors: learning rates by name of the student, as factors of the schedule's; 1 for those left out.
         checkpoint_activations: compute students' stages again in the backward pass instead of keeping activations.
 
     Raises:
@@ -73,7 +72,6 @@ class Distillation(pl.LightningModule):
         iou_weight: float,
         weight_decay: float,
         betas: tuple[float, float],
-        lr_factors: Mapping[str, float] | None,
         checkpoint_activations: bool,
     ) -> None:
         super().__init__()
@@ -86,11 +84,7 @@ class Distillation(pl.LightningModule):
         if loss_tokens not in ("content", "all"):
             raise ValueError(f"loss_tokens={loss_tokens!r}: choose content or all")
         self.students, judge = start(teacher)
-        lr_factors = dict(lr_factors or {})
-        unknown = set(lr_factors) - set(self.students)
-        if unknown:
-            raise ValueError(f"lr_factors={lr_factors}: the students are {', '.join(self.students)}")
-        if mask_weight and protocol.several_for != "any" and not judge.prompt_encoder.takes_masks:
+        if mask_weight and protocol.corrects and not judge.prompt_encoder.takes_masks:
             raise ValueError(f"{type(protocol).__name__} does not suit this teacher's decoder: use protocol=points")
         self.parts = ("image_encoder", "prompt_encoder", "mask_decoder") if train_decoder else ("image_encoder",)
         for student in self.students.values():
@@ -101,7 +95,7 @@ class Distillation(pl.LightningModule):
         self.protocol, self.loss_distance, self.loss_tokens = protocol, loss_distance, loss_tokens
         self.feature_weight, self.mask_weight = feature_weight, mask_weight
         self.mask_loss_weights = {"focal_weight": focal_weight, "dice_weight": dice_weight, "iou_weight": iou_weight}
-        self.weight_decay, self.betas, self.lr_factors = weight_decay, tuple(betas), lr_factors
+        self.weight_decay, self.betas = weight_decay, tuple(betas)
         self.clock = StageClock()
         self.recent: list[Tensor] = []
         self.scores: dict[str, SetScores] = {}
@@ -245,9 +239,9 @@ class Distillation(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with groups of their own for each student, linear warm-up and cosine decay, stepped every step."""
         groups = []
-        for name, student in self.students.items():
-            lr = self.plan.lr * self.lr_factors.get(name, 1.0)
-            groups += layer_groups(student, lr=lr, weight_decay=self.weight_decay, layer_decay=1.0)
+        for student in self.students.values():
+            groups += layer_groups(student, lr=self.plan.lr, weight_decay=self.weight_decay, layer_decay=1.0)
         optimizer = AdamW(groups, lr=self.plan.lr, betas=self.betas, fused=True)
-        factor = partial(lr_factor, warmup_steps=self.plan.warmup_steps, max_steps=self.plan.max_steps)
+        steps = {"warmup_steps": self.plan.warmup_steps, "max_steps": self.plan.max_steps}
+        factor = partial(lr_factor, **steps, decay="cosine")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}

@@ -20,7 +20,7 @@ from sami.methods.mask_validation import MaskScores
 from sami.methods.parameter_groups import freeze_all_but, layer_groups
 from sami.methods.prompting import Decode, PromptProtocol, decode_with
 from sami.methods.rounds import mean_by_rounds
-from sami.methods.schedule import Plan, linear_factor
+from sami.methods.schedule import Plan, lr_factor
 from sami.methods.throughput import StageClock
 from sami.models.sam import Sam
 from sami.ops.attention import fastest_attention
@@ -42,7 +42,6 @@ class EfficientSAMFinetuning(pl.LightningModule):
         layer_decay: how much slower each earlier layer of the encoder learns, see `layer_groups`.
         checkpoint_activations: compute encoder blocks and decoder again in the backward pass instead of keeping what
             they computed: a step then takes about a third longer and less memory.
-        validate_zoomed: also ask for each box in a window of the photo around it, see `predict_zoomed`.
 
     Raises:
         ValueError: see `freeze_all_but`; or a protocol that the model's prompt encoder does not know.
@@ -63,17 +62,15 @@ class EfficientSAMFinetuning(pl.LightningModule):
         betas: tuple[float, float],
         layer_decay: float,
         checkpoint_activations: bool,
-        validate_zoomed: bool,
     ) -> None:
         super().__init__()
-        if protocol.several_for != "any" and not model.prompt_encoder.takes_masks:
+        if protocol.corrects and not model.prompt_encoder.takes_masks:
             raise ValueError(
                 f"{type(protocol).__name__} gives background clicks and mask prompts, which this model's prompt "
                 "encoder does not know: use protocol=points, or a model with decoder=sam"
             )
         freeze_all_but(model, train_parts)
         self.model, self.protocol = model, protocol
-        model.several_for = protocol.several_for
         self.train_parts = tuple(train_parts)
         self.loss_weights = {"focal_weight": focal_weight, "dice_weight": dice_weight, "iou_weight": iou_weight}
         self.weight_decay, self.betas, self.layer_decay = weight_decay, tuple(betas), layer_decay
@@ -81,7 +78,6 @@ class EfficientSAMFinetuning(pl.LightningModule):
         self.clock = StageClock()
         self.recent: list[Tensor] = []
         self.scores: dict[str, MaskScores] = {}
-        self.validate_zoomed = validate_zoomed
         self.train()  # Lightning leaves the mode as it finds it, and a segmenter is built to be used
 
     def setup(self, stage: str) -> None:
@@ -152,16 +148,13 @@ class EfficientSAMFinetuning(pl.LightningModule):
         self.log("train/epoch", self.trainer.global_step / self.plan.steps_per_epoch)
 
     def on_validation_start(self) -> None:
-        zoom_with = self.model if self.validate_zoomed else None
-        self.scores = {
-            name: MaskScores(self.device, zoom_with=zoom_with) for name in self.trainer.datamodule.val_sources
-        }
+        self.scores = {name: MaskScores(self.device) for name in self.trainer.datamodule.val_sources}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds to the numbers of one validation set, see `MaskScores`."""
         scores = list(self.scores.values())[dataloader_idx]
         for _, objects, decode in self.each_photo(batch):
-            scores.add_photo(decode, objects, several_for=self.model.several_for)
+            scores.add_photo(decode, objects, decoder=self.model.decoder)
 
     def each_photo(self, batch: dict[str, Any]) -> Iterator[tuple[int, PhotoObjects, Decode]]:
         """Row, objects and decoder of the photos in a validation batch, one by one: the encoder saw them together."""
@@ -181,5 +174,6 @@ class EfficientSAMFinetuning(pl.LightningModule):
         """AdamW with linear warm-up and decay, stepped every optimiser step."""
         groups = layer_groups(self.model, lr=self.plan.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
         optimizer = AdamW(groups, lr=self.plan.lr, betas=self.betas, fused=True)
-        factor = partial(linear_factor, warmup_steps=self.plan.warmup_steps, max_steps=self.plan.max_steps)
+        steps = {"warmup_steps": self.plan.warmup_steps, "max_steps": self.plan.max_steps}
+        factor = partial(lr_factor, **steps, decay="linear")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}

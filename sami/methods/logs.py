@@ -2,13 +2,12 @@
 
 import csv
 import io
+import netrc
 import os
-import socket
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
@@ -16,7 +15,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from sami.data.whole_file import whole_file
+from sami.files import whole_file
 from sami.methods.progress import say
 
 
@@ -136,7 +135,9 @@ class LossCurve(Curve):
 
 
 def wandb_logger(*, project: str, name: str, folder: str, **options: Any) -> WandbLogger:
-    """Lightning's W&B logger, which goes offline where there is no login or no network instead of waiting for them.
+    """Lightning's W&B logger, which goes offline where there is no login instead of asking for one.
+
+    Without a network set WANDB_MODE=offline.
 
     Args:
         project: on W&B.
@@ -145,27 +146,19 @@ def wandb_logger(*, project: str, name: str, folder: str, **options: Any) -> Wan
         options: for `WandbLogger`.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    reachable = bool(getproxies()) or answers(server.hostname, server.port or 443)  # a proxy answers for others
-    offline = os.environ.get("WANDB_MODE") == "offline" or not has_login(server.hostname) or not reachable
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    offline = os.environ.get("WANDB_MODE") == "offline" or not has_login(host)
     if offline:
-        say(f"wandb: no login or no network, logging offline. Later: wandb sync {folder}/wandb/offline-run-*")
+        say(f"wandb: no login or WANDB_MODE=offline, logging offline. Later: wandb sync {folder}/wandb/offline-run-*")
     run = {"name": name, "id": name.replace("/", "-"), "resume": "allow"}  # a continued run is the same run there
     return WandbLogger(project=project, save_dir=folder, offline=offline, **run, **options)
 
 
-def has_login(host: str) -> bool:
+def has_login(host: str | None) -> bool:
     """Whether W&B would find a key without asking for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    return netrc.is_file() and host in netrc.read_text()
-
-
-def answers(host: str, port: int) -> bool:
-    """Whether a connection opens within three seconds."""
     try:
-        with socket.create_connection((host, port), timeout=3):
-            return True
-    except OSError:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):  # there is no such file, or it cannot be read
         return False

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
 from sami.data.transforms import denormalize
-from sami.data.whole_file import whole_file
+from sami.files import whole_file
 from sami.methods.mask_validation import masks_from_prompts, point_at
 from sami.ops.frames import Frame
 
@@ -72,9 +72,8 @@ class MaskPictures(ValidationPictures):
             for row, objects, decode in pl_module.each_photo(batch):
                 grid = objects.frame.shrunk(objects.frame.image_size)
                 masks, noise = (tensor.to(pl_module.device) for tensor in objects.take(slice(self.num_masks), grid))
-                answers = masks_from_prompts(
-                    decode, masks, point_at(masks, noise), grid, several_for=pl_module.model.several_for
-                )
+                pointers, decoder = point_at(masks, noise), pl_module.model.decoder
+                answers = masks_from_prompts(decode, masks, pointers, grid, decoder=decoder)
                 found = {"true masks": masks, **dict(answers)}
                 photo = photo_of(batch["image"][row : row + 1], grid)
                 shown = [paint(photo, found[kind][0].cpu()) for kind in ("true masks", *COLUMNS)]

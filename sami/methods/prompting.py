@@ -50,7 +50,7 @@ def decode_with(model: Sam, image_embeddings: Tensor | ImageSide) -> Decode:
 class PromptProtocol(Protocol):
     """A way of prompting: each round of it gives candidates that the loss is asked about."""
 
-    several_for: str  # which prompts it asks several candidates for, one of `SEVERAL_FOR`
+    corrects: bool  # gives background clicks and mask prompts, which EfficientSAM's released decoder does not know
 
     def rounds(
         self, decode: Decode, masks: Tensor, noise: Tensor, *, side: int, boxes: Tensor | None = None
@@ -81,14 +81,12 @@ class SamProtocol:
         box_noise: standard deviation of the box's displacement as a fraction of its side.
         max_box_noise: its bound as a fraction of the model frame's side; the paper's 20 pixels of 1024.
         box_chance: of the first prompt to be a box; the paper's is a half.
-        box_candidates: 3 as in the paper, or 1: a box is taken to mean one thing and answered by one mask, and all
-            first prompts of a batch are boxes, or all are clicks.
 
     Raises:
-        ValueError: a chance outside [0, 1], a number of candidates or rounds that makes no sense, or more rounds than
-            there is noise for.
+        ValueError: a chance outside [0, 1], a number of rounds that makes no sense, or more than there is noise for.
     """
 
+    corrects = True
     first_correction = 7  # the noise before: click or box, the click, four for the box, the round that repeats
 
     def __init__(
@@ -99,10 +97,7 @@ class SamProtocol:
         box_noise: float = 0.1,
         max_box_noise: float = 20 / 1024,
         box_chance: float = 0.5,
-        box_candidates: int = 3,
     ) -> None:
-        if box_candidates not in (1, 3):
-            raise ValueError(f"box_candidates={box_candidates}: give 3, as in the paper, or 1")
         if not 0 <= box_chance <= 1:
             raise ValueError(f"box_chance={box_chance}: give a number from 0 to 1")
         if not 0 <= num_clicks <= NUM_NOISE - self.first_correction - 1 or num_repeats not in (0, 1, 2):
@@ -112,8 +107,6 @@ class SamProtocol:
             )
         self.num_clicks, self.num_repeats = num_clicks, num_repeats
         self.box_noise, self.max_box_noise, self.box_chance = box_noise, max_box_noise, box_chance
-        self.box_candidates = box_candidates
-        self.several_for = "lone" if box_candidates == 3 else "click"
 
     @property
     def num_rounds(self) -> int:
@@ -128,15 +121,12 @@ class SamProtocol:
         click = uniform_clicks(masks, noise[..., 1:2])
         max_noise = self.max_box_noise * side / cell
         box = noisy_box(masks, noise[..., 2:6], boxes=boxes, std=self.box_noise, max_noise=max_noise)
-        clicked = noise[..., 0] < 1 - self.box_chance  # [B, Q]
-        if self.box_candidates == 1:
-            clicked = clicked[:1, :1].expand_as(clicked)
-        prompts, several = choose_prompts(click, box, clicked), self.box_candidates == 3 or bool(clicked[0, 0])
+        prompts = choose_prompts(click, box, noise[..., 0] < 1 - self.box_chance)
         # among the rounds between first and last; drawn for each object, so that no round is special to a batch
         repeated = 1 + (noise[..., 6] * (self.num_clicks + 1)).floor() if self.num_repeats == 2 else None  # [B, Q]
         mask_input = None
         for number in range(self.num_rounds):
-            candidates = decode(scale_prompts(prompts, cell), mask_input, multimask_output=several and number == 0)
+            candidates = decode(scale_prompts(prompts, cell), mask_input, multimask_output=number == 0)
             yield candidates
             if number + 1 < self.num_rounds:
                 mask_input = most_confident(*candidates)
@@ -153,7 +143,8 @@ class PointsProtocol:
 
     Its prompt encoder knows neither background clicks nor mask prompts, and it always gives three candidates. What it
     was trained with beyond "following SAM" is not published; that clicks and boxes come with equal chance, and one to
-    `max_points` clicks likewise, is this project's choice.
+    `max_points` clicks likewise, is this project's choice. With decoder=sam, the answer to `multimask_output=False`,
+    which `use_multimask` asks for after several clicks, is never trained.
 
     Args:
         max_points: clicks at most; its decoder takes 6.
@@ -163,7 +154,7 @@ class PointsProtocol:
         ValueError: fewer than one click, or more than there is noise for.
     """
 
-    several_for = "any"
+    corrects = False
     first_click = 7
 
     def __init__(self, *, max_points: int, box_noise: float = 0.1, max_box_noise: float = 20 / 1024) -> None:

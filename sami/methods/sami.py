@@ -176,7 +176,8 @@ class SAMIPretraining(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with the schedule of `plan`, stepped every optimiser step."""
         optimizer = AdamW(decay_groups(self.student, self.weight_decay), lr=self.plan.lr, betas=self.betas, fused=True)
-        factor = partial(lr_factor, warmup_steps=self.plan.warmup_steps, max_steps=self.plan.max_steps)
+        steps = {"warmup_steps": self.plan.warmup_steps, "max_steps": self.plan.max_steps}
+        factor = partial(lr_factor, **steps, decay="cosine")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 

@@ -1,7 +1,7 @@
 """How long, how fast, in which portions: the recipe's numbers for the data and machines at hand."""
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -105,16 +105,18 @@ class Schedule:
         )
 
 
-def lr_factor(step: int, *, warmup_steps: int, max_steps: int) -> float:
-    """The learning rate of optimiser step `step` (from 0) as a fraction of its peak."""
+def lr_factor(step: int, *, warmup_steps: int, max_steps: int, decay: Literal["cosine", "linear"]) -> float:
+    """The learning rate of optimiser step `step` (from 0) as a fraction of its peak: linear warm-up, decay to zero.
+
+    Args:
+        step: of the optimiser.
+        warmup_steps, max_steps: of the plan.
+        decay: half a cosine, as pretraining has it, or a straight line, as fine-tuning on SA-1B (both arXiv:2312.00863,
+            Sec. 4.1).
+    """
     if step < warmup_steps:
         return step / warmup_steps
+    if decay == "linear":
+        return max(0.0, (max_steps - step) / (max_steps - warmup_steps))
     progress = (step - warmup_steps) / (max_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def linear_factor(step: int, *, warmup_steps: int, max_steps: int) -> float:
-    """As `lr_factor`, falling in a straight line to zero (arXiv:2312.00863, Sec. 4.1, fine-tuning on SA-1B)."""
-    if step < warmup_steps:
-        return step / warmup_steps
-    return max(0.0, (max_steps - step) / (max_steps - warmup_steps))

@@ -1,14 +1,11 @@
 """What fine-tuning starts from, and what it leaves behind."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import pytorch_lightning as pl
-from safetensors.torch import save
 
-from sami.data.whole_file import whole_file
-from sami.models.build import OPTIONS, TIMM, build_sam, load_backbone, load_decoder
+from sami.models.build import TIMM, build_sam, load_backbone, load_decoder, save_sam
 from sami.models.prompt_encoder import PATCH_SIZE
 from sami.models.sam import Sam
 
@@ -73,14 +70,5 @@ class SegmenterExport(pl.Callback):
         self.path, self.recipe = Path(path), recipe
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        if not trainer.is_global_zero:
-            return
-        write_segmenter(pl_module.model, self.path, header={**self.recipe, "step": str(trainer.global_step)})
-
-
-def write_segmenter(model: Sam, path: Path, *, header: dict[str, str]) -> None:
-    """A file for `build_sam`, written whole, with strings to keep in its header."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    about = json.dumps({option: getattr(model, option) for option in OPTIONS})
-    with whole_file(path) as file:
-        file.write(save(tensors, metadata={**header, "sam": about}))
+        if trainer.is_global_zero:
+            save_sam(pl_module.model, self.path, metadata={**self.recipe, "step": str(trainer.global_step)})

@@ -1,4 +1,4 @@
-"""The benchmark's tables of a segmenter: its encoder and decoder beside the released design, and a step's memory.
+"""The benchmark's tables of a segmenter: its encoder and decoder beside the released design.
 
 On a CPU everything is measured twice, in processes of their own. By default glibc hands large freed blocks back to the
 system, and the released design, which needs many, then waits for pages more than it computes; that is how it is used.
@@ -6,16 +6,14 @@ With freed blocks kept (`sami.entry.keep_freed_memory`) only the computing is co
 """
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import NamedTuple
 
 import torch
 
-from sami.methods.prompting import SamProtocol
 from sami.methods.speed import Machine, MatrixProduct, interleave, median_ratio
-from sami.methods.step_memory import count_step
 from sami.models.build import build_sam
 from sami.ops.products import linear
 from sami.predict.speed import count_flops, decoder_stages, encoder_stages
@@ -117,20 +115,3 @@ def beside_fp32(timing: Timing, ours: list[float], model: str) -> str:
     """How much faster than the released design in fp32, where that was measured."""
     released = timing.seconds.get(f"{model} encoder, released, fp32" if model else "tiled, fp32")
     return f"   {median_ratio(released, ours):.2f} times released in fp32" if released else ""
-
-
-def print_memory(step: Mapping, *, precision: str) -> None:
-    """Counts what a step of fine-tuning with SAM's protocol holds."""
-    protocol = SamProtocol(num_clicks=step["num_clicks"], num_repeats=step["num_repeats"])
-    B, Q, S = step["num_images"], step["num_masks"], step["image_size"]
-    memory = count_step(step["model"], protocol, B=B, Q=Q, S=S, bf16=precision == "bf16")
-    print(
-        f"\na step of {step['model']}, {B} images x {Q} masks, {S} pixels, {protocol.num_rounds} rounds: GiB, counted"
-    )
-    rows = {
-        "as here, a backward pass after each round": memory.peak,
-        "with method.checkpoint_activations": memory.checkpointed_peak,
-        "if all rounds waited for one backward pass": memory.peak_of_one_backward,
-    }
-    for name, size in rows.items():
-        print(f"{name:46}{size / 2**30:6.1f}")

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from sami.methods.progress import say
-from sami.methods.segmenter import start_segmenter, write_segmenter
-from sami.models.build import MODELS, TIMM, load_decoder
+from sami.methods.segmenter import start_segmenter
+from sami.models.build import MODELS, TIMM, load_decoder, save_sam
 from sami.models.checkpoints import build_random
 from sami.models.neck import EMBEDDING_WIDTH
 from sami.models.sam import Sam
@@ -97,7 +97,7 @@ def teacher_decoder(teacher: Teacher, checkpoint: str | None, *, image_size: int
     own = teacher.sam if isinstance(teacher, SegmenterTeacher) and checkpoint is None else None
     options = {"name": "teacher", "image_size": image_size, "preprocess": preprocess, "decoder": "sam"}
     if own:
-        options |= {"decoder": own.decoder, "several_for": own.several_for}
+        options["decoder"] = own.decoder
 
     def build() -> Sam:
         return Sam(nn.Identity(), **options)
@@ -129,7 +129,7 @@ class StudentsExport(pl.Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         if not trainer.is_global_zero:
             return
-        header = {**self.recipe, "step": str(trainer.global_step)}
+        metadata = {**self.recipe, "step": str(trainer.global_step)}
         for name, student in pl_module.students.items():
             file = f"segmenter_{name}.safetensors" if len(pl_module.students) > 1 else "segmenter.safetensors"
-            write_segmenter(student, self.folder / file, header=header)
+            save_sam(student, self.folder / file, metadata=metadata)

@@ -4,15 +4,17 @@ build_sam("efficient_sam_vits", checkpoint="efficient_sam_vits.pt")
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
+from sami.files import whole_file
 from sami.models.checkpoints import download, load_state_dict_file, load_strictly
 from sami.models.efficient_vit import PRETRAINED_GRID, EfficientViT
 from sami.models.image_encoders import MobileViT, RepViT, build_sam_vit, fuse_branches
@@ -33,7 +35,7 @@ MODELS = {  # name: preprocess, decoder as released; besides, timm/NAME has any 
 }
 TIMM = "timm/"  # begins the names of segmenters with a timm backbone
 EFFICIENT_SIZES = {"t": "tiny", "s": "small", "b": "base"}
-OPTIONS = ("name", "image_size", "preprocess", "decoder", "several_for")  # what a file of `save_sam` says of its model
+OPTIONS = ("name", "image_size", "preprocess", "decoder")  # what a file of `save_sam` says of its model
 
 
 def build_sam(
@@ -65,6 +67,11 @@ def build_sam(
     if name is None and checkpoint is not None and "name" not in described:
         load_state_dict_file(checkpoint)  # a missing or damaged file is told as such
         raise ValueError(f"{checkpoint} does not say which model it is: give name= (sami.segment: --model)")
+    if "sam_drawn_prompts" in (decoder, described.get("decoder")):
+        raise ValueError(
+            "decoder=sam_drawn_prompts no longer exists, and its weights give other masks without the drawings: train "
+            "again with decoder=sam, or use a version of sami that has it"
+        )
     for option, value in asked.items():
         if None not in (value, described.get(option)) and value != described[option]:
             raise ValueError(f"{checkpoint} was saved with {option}={described[option]}, not {value}")
@@ -73,7 +80,7 @@ def build_sam(
     if name not in MODELS and not str(name).startswith(TIMM):
         given = "no name given" if name is None else f"name={name!r}"
         raise ValueError(f"{given}: choose one of {', '.join(MODELS)}, or {TIMM} and a name of timm's")
-    options = dict(zip(OPTIONS[1:4], (1024, *MODELS.get(name, ("pad", "sam"))), strict=True)) | options
+    options = dict(zip(OPTIONS[1:], (1024, *MODELS.get(name, ("pad", "sam"))), strict=True)) | options
     if name.startswith("sam_") and options["image_size"] != 1024:
         raise ValueError(f"image_size={options['image_size']}: {name} has tables for 1024 pixels, and takes no other")
     # SAM's encoders are up to 2.5 GB: never allocated besides the file's own pages
@@ -148,8 +155,13 @@ def load_decoder(sam: Sam, checkpoint: str | Path) -> None:
     load_strictly(part, decoder_only(to_ours(load_state_dict_file(checkpoint))), source=str(checkpoint))
 
 
-def save_sam(sam: Sam, path: str | Path) -> None:
-    """All weights, and what `build_sam` needs to know, in one .safetensors file.
+def save_sam(sam: Sam, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Save all weights, and what `build_sam` needs to know, in one .safetensors file, which appears when complete.
+
+    Args:
+        sam: any segmenter.
+        path: of the file.
+        metadata: more strings to keep in its header.
 
     Raises:
         ValueError: the model was fused.
@@ -158,7 +170,8 @@ def save_sam(sam: Sam, path: str | Path) -> None:
         raise ValueError("a fused model cannot be saved: save it before, and build it with fused=True")
     description = {option: getattr(sam, option) for option in OPTIONS}
     tensors = {name: value.detach().cpu().contiguous() for name, value in sam.state_dict().items()}
-    save_file(tensors, path, metadata={"sam": json.dumps(description)})
+    with whole_file(Path(path)) as file:
+        file.write(save(tensors, metadata={**(metadata or {}), "sam": json.dumps(description)}))
 
 
 def read_description(path: str | Path) -> dict[str, object]:
@@ -170,8 +183,8 @@ def read_description(path: str | Path) -> dict[str, object]:
             described = json.loads((file.metadata() or {}).get("sam", "{}"))
     except (SafetensorError, ValueError):
         return {}  # reading the tensors says what is wrong with the file
-    kinds = {"name": str, "image_size": int, "preprocess": str, "decoder": str, "several_for": str}
+    kinds = dict(zip(OPTIONS, (str, int, str, str), strict=True))
     sound = isinstance(described, dict) and all(isinstance(described.get(key), kind) for key, kind in kinds.items())
     if described and not sound:
         raise ValueError(f"{path}: what its header says of the model is not what save_sam writes ({described})")
-    return described or {}
+    return {option: described[option] for option in OPTIONS} if described else {}  # older files say more

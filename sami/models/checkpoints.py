@@ -21,22 +21,6 @@ def sam_image_encoder_to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Ten
     return {new.replace(".mlp.lin", ".mlp.fc"): state_dict[name] for name, new in names.items()}
 
 
-def mae_to_sami(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names of MAE's released pretraining files -> those of `SAMI(ViT, SelfAttentionDecoder)`.
-
-    Files without MAE's decoder give the entries of the encoder only.
-    """
-    return {_mae_name(name): value for name, value in state_dict.items()}
-
-
-def _mae_name(name: str) -> str:
-    if name.startswith("decoder_pred."):
-        return name.replace("decoder_pred.", "head.", 1)
-    if name.startswith("decoder_"):
-        return name.replace("decoder_", "decoder.", 1)
-    return f"decoder.{name}" if name == "mask_token" else f"encoder.{name}"
-
-
 def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .pth or .safetensors file, on the CPU and mapped from the file where its format allows it.
 

@@ -53,17 +53,6 @@ class MaskDecoder(nn.Module):
         )
         self.iou_prediction_head = ThreeLayers(width, 1 + NUM_MULTIMASK, activation)
 
-    def start_at_nothing(self) -> None:
-        """Random weights that give logits of 0, whatever the image, and later on the same ones to all the pixels that
-        are made of one until training has a reason to tell them apart (arXiv:1707.02937): a short training does not
-        get rid of the pattern that random weights give to the pixels of a token."""
-        for network in self.output_hypernetworks_mlps:
-            nn.init.zeros_(network.layers[2].weight)
-            nn.init.zeros_(network.layers[2].bias)
-        for layer in self.output_upscaling:
-            if isinstance(layer, nn.ConvTranspose2d):
-                layer.weight.data.copy_(layer.weight[..., :1, :1].expand_as(layer.weight))
-
     def forward(
         self, side: ImageSide, sparse: Tensor, visible: Tensor, dense: Tensor | None, *, multimask_output: bool
     ) -> tuple[Tensor, Tensor]:

@@ -112,9 +112,3 @@ class PromptEncoder(nn.Module):
         """[B, Q, 4*gh, 4*gw] logits -> dense embeddings [B, Q, N, C]."""
         dense = self.mask_downscaling(mask_input.flatten(0, 1).unsqueeze(1))  # [B*Q, C, gh, gw]
         return dense.flatten(2).transpose(1, 2).unflatten(0, mask_input.shape[:2])
-
-    def encode_drawings(self, drawn: Tensor, given: Tensor) -> Tensor:
-        """`encode_masks` of [B, Q, 4*gh, 4*gw] logits where `given` ([B, Q] bool); elsewhere what stands for none."""
-        weight = self.no_mask_embed.weight[0]
-        given = given[..., None, None].to(weight.dtype)  # factors: torch.where takes five times as long on a CPU
-        return self.encode_masks(drawn.to(weight.dtype)) * given + weight * (1 - given)

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from sami.models.mask_decoder import MaskDecoder
 from sami.models.prompt_encoder import PATCH_SIZE, PromptEncoder
 from sami.models.two_way_transformer import ImageSide
-from sami.ops.prompts import SEVERAL_FOR, draw_prompts
 
 PREPROCESS = ("pad", "squash")
-DECODERS = ("sam", "sam_drawn_prompts", "efficient_sam")
+DECODERS = ("sam", "efficient_sam")
 
 
 class Sam(nn.Module):
@@ -25,16 +24,10 @@ class Sam(nn.Module):
         image_size: pixels per side of the square that it was made for.
         preprocess: how a photo gets there: "pad", longest side and zeros to the right and below (SAM), or "squash",
             both sides on their own (EfficientSAM).
-        decoder: "sam"; or "sam_drawn_prompts", SAM's with the same weights, whose prompts are drawn as well (see
-            `draw_prompts`; this project's own, for training from random weights): the drawing is the mask prompt where
-            there is no other, and is added to the logits, so that what is learned is how an object differs from its
-            box; or "efficient_sam", which knows neither background points nor mask prompts.
-
-        several_for: which prompts the model learned to answer with three candidates, see `wants_several`. None: as
-            `decoder` was released.
+        decoder: "sam", or "efficient_sam", which knows neither background points nor mask prompts.
 
     Raises:
-        ValueError: unknown `preprocess`, `decoder` or `several_for`, or `image_size` is not a multiple of 16.
+        ValueError: unknown `preprocess` or `decoder`, or `image_size` is not a multiple of 16.
     """
 
     def __init__(
@@ -45,27 +38,18 @@ class Sam(nn.Module):
         image_size: int = 1024,
         preprocess: str,
         decoder: str,
-        several_for: str | None = None,
     ) -> None:
         super().__init__()
         if preprocess not in PREPROCESS:
             raise ValueError(f"preprocess={preprocess!r}: choose one of {', '.join(PREPROCESS)}")
         if decoder not in DECODERS:
             raise ValueError(f"decoder={decoder!r}: choose one of {', '.join(DECODERS)}")
-        several_for = several_for or ("any" if decoder == "efficient_sam" else "lone")
-        if several_for not in SEVERAL_FOR:
-            raise ValueError(f"several_for={several_for!r}: choose one of {', '.join(SEVERAL_FOR)}")
         if image_size <= 0 or image_size % PATCH_SIZE:
             raise ValueError(f"image_size={image_size}: give a multiple of {PATCH_SIZE} pixels")
         self.name, self.image_size, self.preprocess, self.decoder = name, image_size, preprocess, decoder
-        self.several_for = several_for
-        self.draws_prompts = decoder == "sam_drawn_prompts"
-        variant = "sam" if self.draws_prompts else decoder
         self.image_encoder = image_encoder
-        self.prompt_encoder = PromptEncoder(variant=variant)
-        self.mask_decoder = MaskDecoder(variant=variant)
-        if self.draws_prompts:
-            self.mask_decoder.start_at_nothing()
+        self.prompt_encoder = PromptEncoder(variant=decoder)
+        self.mask_decoder = MaskDecoder(variant=decoder)
 
     @property
     def device(self) -> torch.device:
@@ -127,14 +111,7 @@ class Sam(nn.Module):
         self.check_shapes(side, point_coords, point_labels, mask_input)
         sparse, visible = self.prompt_encoder.encode_points(point_coords, point_labels, side.grid_size)
         dense = None if mask_input is None else self.prompt_encoder.encode_masks(mask_input)
-        if not self.draws_prompts:
-            return self.mask_decoder(side, sparse, visible, dense, multimask_output=multimask_output)
-        gh, gw = side.grid_size
-        drawn, given, seen = draw_prompts(point_coords, point_labels, size=(4 * gh, 4 * gw), cell=PATCH_SIZE / 4)
-        if dense is None:
-            dense = self.prompt_encoder.encode_drawings(drawn, given)
-        low_res_masks, ious = self.mask_decoder(side, sparse, visible, dense, multimask_output=multimask_output)
-        return low_res_masks * seen[..., None, None, None] + drawn.unsqueeze(2), ious
+        return self.mask_decoder(side, sparse, visible, dense, multimask_output=multimask_output)
 
     def check_shapes(
         self, side: ImageSide, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor | None

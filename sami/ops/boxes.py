@@ -1,30 +1,10 @@
-"""Boxes: from masks, to masks, from one convention to the other, and how much they overlap.
+"""Boxes from masks.
 
 A box is (x0, y0, x1, y1), its edges in pixels: that of the single pixel in column 3, row 5 is (3, 5, 4, 6), as COCO's.
-
-H W pixels   N M boxes
 """
-
-import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from sami.ops.rle import Window
-
-ZOOM = 2.0  # sides of a window in longer sides of the box in it
-MOST_ZOOM = 8  # a window's side is at least this part of the model's square: magnified further, pixels show no more
-
-
-def xyxy_to_xywh(boxes: Tensor) -> Tensor:
-    """[..., 4] (x0, y0, x1, y1) -> [..., 4] (x0, y0, width, height)."""
-    return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], dim=-1)
-
-
-def xywh_to_xyxy(boxes_xywh: Tensor) -> Tensor:
-    """[..., 4] (x0, y0, width, height) -> [..., 4] (x0, y0, x1, y1)."""
-    return torch.cat([boxes_xywh[..., :2], boxes_xywh[..., :2] + boxes_xywh[..., 2:]], dim=-1)
 
 
 def mask_to_box(masks: Tensor) -> Tensor:
@@ -35,49 +15,3 @@ def mask_to_box(masks: Tensor) -> Tensor:
         edges.append((touched.argmax(dim=-1), touched.shape[-1] - touched.flip(-1).argmax(dim=-1)))
     (x0, x1), (y0, y1) = edges
     return torch.stack([x0, y0, x1, y1], dim=-1).float() * masks.flatten(-2).any(dim=-1, keepdim=True)
-
-
-def box_to_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """[..., 4] -> [..., H, W] bool: the pixels whose centre lies inside the box."""
-    y, x = (torch.arange(side, device=boxes.device) + 0.5 for side in size)
-    x0, y0, x1, y1 = boxes.unbind(-1)
-    columns = (x >= x0[..., None]) & (x < x1[..., None])  # [..., W]
-    rows = (y >= y0[..., None]) & (y < y1[..., None])  # [..., H]
-    return rows[..., :, None] & columns[..., None, :]
-
-
-def window_around(
-    box: Sequence[float],
-    size: tuple[int, int],
-    *,
-    image_size: int,
-    factor: float = ZOOM,
-    place: tuple[float, float] = (0.5, 0.5),
-) -> Window:
-    """A square part of a photo that holds a box; less than square where the photo ends.
-
-    Args:
-        box: (x0, y0, x1, y1) pixels, inside the photo.
-        size: (H, W) of the photo.
-        image_size: pixels per side that the model sees: no window is made for more than `MOST_ZOOM` times the photo's.
-        factor: the window's side in longer sides of the box, 1 or more.
-        place: 0 to 1, from where the box touches the window's end to where it touches its beginning, as far as there is
-            photo; down, then right.
-    """
-    side = math.ceil(max(factor * max(box[2] - box[0], box[3] - box[1]), image_size / MOST_ZOOM))
-    starts, lengths = [], []
-    for low, high, whole, part in zip(box[1::-1], box[:1:-1], size, place, strict=True):
-        length = min(side, whole)
-        start = round(high - length + part * (low - (high - length)))
-        starts.append(min(max(start, 0), whole - length))
-        lengths.append(length)
-    return *starts, *lengths
-
-
-def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """[..., N, 4], [..., M, 4] -> [..., N, M]: intersection over union; 0 where both boxes are empty."""
-    boxes, others = boxes[..., :, None, :], others[..., None, :, :]
-    low, high = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
-    overlap = (high - low).clamp(min=0).prod(dim=-1)  # [..., N, M]
-    union = sum((b[..., 2:] - b[..., :2]).clamp(min=0).prod(dim=-1) for b in (boxes, others)) - overlap
-    return overlap / torch.where(union > 0, union, 1)

@@ -40,14 +40,6 @@ class Frame:
         """[..., 2] (x, y) pixels of the square -> of the photo."""
         return coords / self.scale(coords)
 
-    def boxes_to_model(self, boxes: Tensor) -> Tensor:
-        """[..., 4] xyxy pixels of the photo -> of the square."""
-        return self.to_model(boxes.unflatten(-1, (2, 2))).flatten(-2)
-
-    def boxes_to_original(self, boxes: Tensor) -> Tensor:
-        """[..., 4] xyxy pixels of the square -> of the photo."""
-        return self.to_original(boxes.unflatten(-1, (2, 2))).flatten(-2)
-
     def resize(self, image: Tensor) -> Tensor:
         """uint8 [B, 3, Ho, Wo] -> [B, 3, H, W]: uint8, or float in 0 to 255 where it is squashed.
 

@@ -8,7 +8,6 @@ B images   Q prompts (objects) per image   P points per prompt   H W pixels of t
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,13 +18,6 @@ from sami.ops.masks import innermost_pixel
 FOREGROUND, BACKGROUND = 1, 0
 TOP_LEFT, BOTTOM_RIGHT = 2, 3
 PADDING = -1
-DISC = 1 / 12  # of the longer side: about the best radius of a fixed disc, see `sami.metrics.mask_iou`
-ROUNDNESS = 2.5  # 2 is an ellipse, more is nearer to the box
-SEEN_SIDE = 48  # cells of a box, twelve image tokens, from which on what a network adds to its drawing counts in full
-
-# Which prompts a model was trained to answer with several candidates: all (EfficientSAM), a click or a box without
-# anything else, which may mean several things (SAM), or a lone click.
-SEVERAL_FOR = ("any", "lone", "click")
 
 Prompts = tuple[Tensor, Tensor]  # point_coords [B, Q, P, 2] (x, y) pixels, point_labels [B, Q, P]
 
@@ -128,66 +120,16 @@ def noisy_box(
     return torch.minimum(moved.clamp(min=0), limit), labels
 
 
-def draw_prompts(
-    point_coords: Tensor, point_labels: Tensor, *, size: tuple[int, int], cell: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The masks that prompts suggest before anybody has looked at the image, as logits.
+def use_multimask(decoder: str, *, num_clicks: int, has_box: bool) -> bool:
+    """Whether to ask for three candidate masks (`multimask_output`) and take the one of highest predicted IoU.
 
-    Of a box: what objects look like in their boxes on average, near enough an ellipse; 3 inside, falling to -16
-    within two cells outside the box. (At -8 the chances of all the cells far away add up to more than a small
-    object, and `dice_loss` is about them.) How steep it is was chosen for masks enlarged as `preprocess="squash"`
-    does; the bilinear way of "pad" makes objects of a few cells smaller. Of foreground clicks: discs around them,
-    whose radius is `DISC` of the drawing's longer side, 1 in the middle, 0 at the radius and -4 from three radii
-    on, since that is no more than a guess. Clicks in a box add nothing to it, others their disc, which ends as the
-    box does.
+    SAM gives one mask for a prompt that leaves no doubt; a click or a box alone may mean several things
+    (arXiv:2304.02643, Sec. 3). EfficientSAM is used with three for any prompt.
 
     Args:
-        point_coords: [B, Q, P, 2] (x, y) pixels; a box is its two corners, among other points or alone.
-        point_labels: [B, Q, P].
-        size: (h, w) cells of the drawing.
-        cell: pixels per cell.
-
-    Returns:
-        logits: [B, Q, h, w], all 0 where there is neither box nor foreground click.
-        given: [B, Q] bool, whether there is one.
-        seen: [B, Q] how much of what a network adds to the logits counts: of a box of less than `SEEN_SIDE` cells as
-            much less, since it covers few of the network's tokens.
+        decoder: "sam" or "efficient_sam", see `sami.models.sam.Sam`.
     """
-    point_coords, point_labels = pad_points(point_coords, point_labels, num_points=max(point_labels.shape[2], 1))
-    y, x = (torch.arange(side, device=point_coords.device) + 0.5 for side in size)
-    centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # [h, w, 2]
-    first, last = (
-        point_coords.masked_fill((point_labels != label).unsqueeze(-1), 0).sum(dim=2)[..., None, None, :] / cell
-        for label in (TOP_LEFT, BOTTOM_RIGHT)
-    )  # [B, Q, 1, 1, 2] each, cells
-    inside = torch.minimum(centres - first, last - centres).amin(dim=-1)  # [B, Q, h, w] cells from the nearest edge
-    place = (2 * centres - first - last) / (last - first).clamp(min=1)  # -1 to 1 in the box, or a cell if that is more
-    radius = place.abs().pow(ROUNDNESS).sum(dim=-1).pow(1 / ROUNDNESS)
-    box = torch.minimum(8 * (1 - radius), 8 * inside).clamp(-16, 3)
-    has_box = (point_labels == TOP_LEFT).any(dim=-1)  # [B, Q]
-    points = (point_coords + 0.5) / cell  # [B, Q, P, 2] cells, pixel centres
-    within = ((points >= first[..., 0, :]) & (points <= last[..., 0, :])).all(dim=-1)  # [B, Q, P]
-    clicked = (point_labels == FOREGROUND) & ~(within & has_box.unsqueeze(-1))
-    clicks = points.masked_fill(~clicked.unsqueeze(-1), -math.inf)
-    # as differences: by products, torch's way for so many, distances near 0 are wrong by a hundredth of a cell
-    exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
-    nearest = torch.cdist(clicks.clamp(min=-1e4), centres.flatten(0, 1), **exact).amin(dim=2).unflatten(2, size)
-    least = torch.where(has_box, -16.0, -4.0)[..., None, None]
-    disc, has_disc = (2 - 2 * nearest / (DISC * max(size))).clamp(max=1).maximum(least), clicked.any(dim=-1)
-    box, disc = (
-        part.masked_fill(~given[..., None, None], -math.inf) for part, given in ((box, has_box), (disc, has_disc))
-    )
-    given = has_box | has_disc
-    side = (last - first).flatten(2).prod(dim=-1).clamp(min=0).sqrt()  # [B, Q] cells
-    seen = torch.where(has_box, (side / SEEN_SIDE).clamp(max=1), 1.0)
-    return torch.maximum(box, disc).masked_fill(~given[..., None, None], 0), given, seen
-
-
-def wants_several(several_for: str, *, num_clicks: int, has_box: bool) -> bool:
-    """Whether to ask for several candidates and take the most confident; `several_for` is one of `SEVERAL_FOR`."""
-    if several_for == "click":
-        return num_clicks == 1 and not has_box
-    return several_for == "any" or num_clicks + has_box == 1
+    return decoder == "efficient_sam" or num_clicks + has_box == 1
 
 
 def choose_prompts(first: Prompts, second: Prompts, take_first: Tensor) -> Prompts:
@@ -208,24 +150,6 @@ def pad_points(point_coords: Tensor, point_labels: Tensor, *, num_points: int) -
     missing = num_points - point_labels.shape[-1]
     coords = torch.nn.functional.pad(point_coords, (0, 0, 0, missing))
     return coords, torch.nn.functional.pad(point_labels, (0, missing), value=PADDING)
-
-
-def pad_prompts(point_coords: Sequence[Tensor], point_labels: Sequence[Tensor]) -> Prompts:
-    """B images with prompts of their own number and length -> [B, Q, P, 2], [B, Q, P], the rest padding.
-
-    Args:
-        point_coords: for each image [Q_i, P_i, 2].
-        point_labels: for each image [Q_i, P_i].
-    """
-    num_prompts, num_points = (max(labels.shape[axis] for labels in point_labels) for axis in (0, 1))
-    padded = []
-    for coords, labels in zip(point_coords, point_labels, strict=True):
-        coords, labels = pad_points(coords, labels, num_points=num_points)
-        missing = num_prompts - len(labels)
-        coords = torch.nn.functional.pad(coords, (0, 0, 0, 0, 0, missing))
-        padded.append((coords, torch.nn.functional.pad(labels, (0, 0, 0, missing), value=PADDING)))
-    coords, labels = zip(*padded, strict=True)
-    return torch.stack(coords), torch.stack(labels)
 
 
 def scale_prompts(prompts: Prompts, factor: float) -> Prompts:

@@ -30,10 +30,10 @@ def encoder_stages(sam: Sam, image_size: int, device: str) -> Stages:
 
 
 def decoder_stages(sam: Sam, num_prompts: int, device: str) -> Stages:
-    """Three masks for each of Q points on one image, in five ways.
+    """Three masks for each of Q points on one image, in four ways.
 
     "one call"; "single calls", each from the image embedding; "clicks", each from what `Sam.prepare` keeps of the
-    image, as in `SamPredictor`; "tiled" and "tiled, single calls", as released.
+    image, as in `SamPredictor`; "tiled", as released.
     """
     side = sam.image_size // 16
     embedding = torch.randn(1, 256, side, side, device=device)
@@ -44,16 +44,12 @@ def decoder_stages(sam: Sam, num_prompts: int, device: str) -> Stages:
         for row in range(num_prompts):
             decode(image, coords[:, row : row + 1], labels[:, row : row + 1], multimask_output=True)
 
-    def tiled(*arguments: object, **options: object) -> object:
-        return decode_tiled(sam, *arguments, **options)
-
     return without_gradients(
         {
             "one call": lambda: sam.decode(embedding, coords, labels, multimask_output=True),
             "single calls": lambda: each(sam.decode, embedding),
             "clicks": lambda: each(sam.decode, sam.prepare(embedding)),
-            "tiled": lambda: tiled(embedding, coords, labels, multimask_output=True),
-            "tiled, single calls": lambda: each(tiled, embedding),
+            "tiled": lambda: decode_tiled(sam, embedding, coords, labels, multimask_output=True),
         }
     )
 

@@ -6,16 +6,20 @@ the box shows what the photo has of it. The price is one pass of the image encod
 Q boxes   K candidate masks   Ho Wo original pixels
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from sami.models.sam import Sam
-from sami.ops.boxes import window_around
 from sami.ops.frames import squash_frame
+from sami.ops.rle import Window
 from sami.predict.photo import to_rgb
 from sami.predict.predictor import IMAGES_AT_ONCE, Photo, SamPredictor
 from sami.predict.prompts import as_floats, check_box
+
+ZOOM = 2.0  # sides of a window in longer sides of the box in it
+MOST_ZOOM = 8  # a window's side is at least this part of the model's square: magnified further, pixels show no more
 
 
 def predict_zoomed(
@@ -57,3 +61,20 @@ def predict_zoomed(
         for row, part, seen, confidence in zip(rows, parts, *found[:2], strict=True):
             masks[row][:, *part], ious[row] = seen[0], confidence[0]
     return masks, ious
+
+
+def window_around(box: Sequence[float], size: tuple[int, int], *, image_size: int) -> Window:
+    """A square part of a photo around the middle of a box, moved, and then cut, where the photo ends.
+
+    Args:
+        box: (x0, y0, x1, y1) pixels, inside the photo.
+        size: (H, W) of the photo.
+        image_size: pixels per side that the model sees: no window is made for more than `MOST_ZOOM` times the photo's.
+    """
+    side = math.ceil(max(ZOOM * max(box[2] - box[0], box[3] - box[1]), image_size / MOST_ZOOM))
+    height, width = (min(side, whole) for whole in size)
+    top, left = (
+        min(max(round((low + high - length) / 2), 0), whole - length)
+        for low, high, length, whole in zip(box[1::-1], box[:1:-1], (height, width), size, strict=True)
+    )
+    return top, left, height, width

@@ -7,7 +7,7 @@ from conftest import encode
 from masked_photos import draw_masks, rle, sa1b_record, write_coco, write_sa1b_folder
 
 from sami.data.mask_sources import MaskedPhoto, Sa1bFolder, open_mask_source
-from sami.data.mask_views import NUM_NOISE, MaskFrame, TrainMaskViews, draw_window, draw_zoom, make_view
+from sami.data.mask_views import NUM_NOISE, MaskFrame, TrainMaskViews, draw_window, make_view
 from sami.data.order import ShuffledOrder
 from sami.data.transforms import BrokenImage
 from sami.ops.boxes import mask_to_box
@@ -138,31 +138,10 @@ def test_a_box_is_that_of_the_masks_pixels_not_of_its_cells() -> None:
         assert x1 - x0 == 2
 
 
-def test_a_zoom_shows_a_mask_whole() -> None:
-    """Masks of 40 pixels: 1.5 to 3 times as wide, every magnification equally often."""
-    frame, sides = MaskFrame(64, 64, "squash", 0.9), []
-    for seed in range(40):
-        mask = np.zeros((400, 300), dtype=bool)
-        y, x = np.random.default_rng(100 + seed).integers(0, (360, 250))
-        mask[y : y + 40, x : x + 5 * (1 + seed % 8)] = True
-        photo = MaskedPhoto(encode(np.zeros((400, 300, 3), dtype=np.uint8)), [rle(mask)])
-        box = mask_to_box(torch.from_numpy(mask))
-        rng = np.random.default_rng(seed)
-        top, left, height, width = draw_zoom(encode_mask(torch.from_numpy(mask)), (400, 300), rng, image_size=64)
-        assert left <= box[0] and top <= box[1] and box[2] <= left + width and box[3] <= top + height
-        assert height == width
-        sides.append(height / 40)
-        view = make_view(photo, frame, rng, num_masks=1, flip=0, zoom_chance=1.0)
-        whole = make_view(photo, frame, rng, num_masks=1, flip=0)
-        assert view.masks[0].sum() > whole.masks[0].sum()
-    assert 1.5 <= min(sides) < 1.6 and 2.8 < max(sides) <= 3.03 and 1.9 < np.median(sides) < 2.4
-
-
-def test_a_photo_without_masks_is_broken_zoomed_or_not() -> None:
+def test_a_photo_without_masks_is_broken() -> None:
     photo, frame = MaskedPhoto(encode(np.zeros((9, 9, 3), dtype=np.uint8)), []), MaskFrame(64, 16, "pad", 0.9)
-    for chance in (0.0, 1.0):
-        with pytest.raises(BrokenImage, match="none of its 0 masks can be used"):
-            make_view(photo, frame, np.random.default_rng(0), num_masks=1, flip=0, zoom_chance=chance)
+    with pytest.raises(BrokenImage, match="none of its 0 masks can be used"):
+        make_view(photo, frame, np.random.default_rng(0), num_masks=1, flip=0)
 
 
 def test_a_window_without_masks_gives_way_to_the_photo() -> None:

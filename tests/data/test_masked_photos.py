@@ -8,7 +8,7 @@ from sami.data.transforms import normalize
 
 OPTIONS = {
     **{"image_size": 64, "mask_size": None, "preprocess": "pad", "num_masks": 4, "num_val_masks": 2, "max_area": 0.9},
-    **{"flip": 0.5, "min_crop": 1.0, "zoom_chance": 0.0},
+    **{"flip": 0.5, "min_crop": 1.0},
     **{"seed": 0, "num_workers": 0, "shuffle_window": 1, "val_batch_size": 2},
 }
 
@@ -51,7 +51,6 @@ def test_validation_sets_by_name(tmp_path) -> None:
         ({"num_masks": 0}, "num_masks=0"),
         ({"max_area": 0}, "max_area=0"),
         ({"min_crop": 1.1}, "min_crop=1.1"),
-        ({"zoom_chance": 1.5}, "zoom_chance=1.5"),
     ],
 )
 def test_mistakes(tmp_path, wrong, message) -> None:

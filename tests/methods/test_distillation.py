@@ -32,7 +32,7 @@ OPTIONS = {
         "train_decoder": False,
     },
     **{"focal_weight": 20.0, "dice_weight": 1.0, "iou_weight": 1.0, "weight_decay": 0.01, "betas": (0.9, 0.999)},
-    **{"lr_factors": {}, "checkpoint_activations": False},
+    "checkpoint_activations": False,
 }
 SMALL = "timm/test_resnet"
 
@@ -132,17 +132,15 @@ def test_students_share_the_lesson_and_nothing_else(teacher, data) -> None:
 
 
 def test_each_student_has_optimiser_groups_of_its_own(teacher, data) -> None:
-    method = build(teacher, names=[SMALL, "timm/test_vit"], lr_factors={"timm_test_vit": 0.5})
+    method = build(teacher, names=[SMALL, "timm/test_vit"])
     schedule = Schedule(epochs=1, warmup_epochs=0, base_lr=0.256, global_batch_size=2, batch_size=2)
     method.plan = schedule.plan(num_photos=6, world_size=1)
     groups = method.configure_optimizers()["optimizer"].param_groups
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
-            assert rates.pop(id(parameter)) == pytest.approx(0.001 if "test_vit" in name else 0.002), name
+            assert rates.pop(id(parameter)) == pytest.approx(0.002), name
     assert not rates
-    with pytest.raises(ValueError, match="the students are timm_test_resnet"):
-        build(teacher, lr_factors={"vit_t": 1.0})
 
 
 @pytest.mark.parametrize("train_decoder", [False, True])

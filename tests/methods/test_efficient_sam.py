@@ -13,7 +13,7 @@ from sami.data.masked_photos import MaskData
 from sami.methods.efficient_sam import EfficientSAMFinetuning
 from sami.methods.parameter_groups import layer_groups, layer_number
 from sami.methods.prompting import PointsProtocol, SamProtocol
-from sami.methods.schedule import Schedule, linear_factor
+from sami.methods.schedule import Schedule, lr_factor
 from sami.models.build import build_sam
 from sami.models.sam import Sam
 from sami.ops.boxes import mask_to_box
@@ -21,7 +21,7 @@ from sami.ops.boxes import mask_to_box
 OPTIONS = {
     "train_parts": ["image_encoder", "prompt_encoder", "mask_decoder"],
     **{"focal_weight": 20.0, "dice_weight": 1.0, "iou_weight": 1.0, "weight_decay": 0.1, "betas": (0.9, 0.999)},
-    **{"layer_decay": 1.0, "checkpoint_activations": False, "validate_zoomed": False},
+    **{"layer_decay": 1.0, "checkpoint_activations": False},
 }
 
 
@@ -38,7 +38,7 @@ def build(decoder: str = "sam", *, drop_path: float = 0.0, protocol: object = No
 def batch_of(tmp_path, rows: list[int] = (0, 1, 2, 3)) -> dict[str, Tensor]:
     folder = str(write_sa1b_folder(tmp_path / "photos", 8))
     options = {"image_size": 32, "mask_size": 16, "preprocess": "squash", "num_masks": 3, "num_val_masks": 3}
-    options |= {"max_area": 0.9, "flip": 0.0, "min_crop": 1.0, "zoom_chance": 0.0}
+    options |= {"max_area": 0.9, "flip": 0.0, "min_crop": 1.0}
     options |= {"seed": 0, "num_workers": 0, "shuffle_window": 1, "val_batch_size": 2}
     data = MaskData(folder, None, **options)
     data.set_stream(batch_size=4, epoch_size=8, num_batches=2)
@@ -141,16 +141,6 @@ def test_round_by_round_gives_the_gradients_of_one_backward_pass(tmp_path) -> No
             torch.testing.assert_close(gradient, expected.get(name, torch.zeros_like(gradient)), rtol=1e-4, atol=1e-6)
 
 
-def test_the_model_knows_which_prompts_it_learned_to_answer_with_several_masks() -> None:
-    protocols = {
-        "any": PointsProtocol(max_points=2),
-        "lone": SamProtocol(num_clicks=0, num_repeats=0),
-        "click": SamProtocol(num_clicks=0, num_repeats=0, box_candidates=1),
-    }
-    for several_for, protocol in protocols.items():
-        assert build("sam", protocol=protocol).model.several_for == several_for
-
-
 def test_drop_path_follows_the_position(tmp_path) -> None:
     method, batch = build(drop_path=0.5), batch_of(tmp_path)
     first = float(method.training_step(batch, 0))
@@ -201,5 +191,5 @@ def test_the_papers_learning_rate() -> None:
     schedule = Schedule(epochs=5, warmup_epochs=0.003, base_lr=8e-4, global_batch_size=128, batch_size=2)
     plan = schedule.plan(num_photos=11_185_362, world_size=64)
     assert plan.lr == pytest.approx(4e-4) and plan.warmup_steps == 262 and plan.accumulate == 1
-    factors = [linear_factor(step, warmup_steps=10, max_steps=110) for step in (0, 5, 10, 60, 110, 120)]
+    factors = [lr_factor(step, warmup_steps=10, max_steps=110, decay="linear") for step in (0, 5, 10, 60, 110, 120)]
     assert factors == [0, 0.5, 1, 0.5, 0, 0]

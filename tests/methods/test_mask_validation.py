@@ -12,12 +12,11 @@ from sami.data.photo_objects import PhotoObjects, draw_objects
 from sami.methods import mask_validation
 from sami.methods.mask_validation import KINDS, MaskScores, masks_from_prompts, point_at
 from sami.models.build import build_sam
-from sami.ops.boxes import box_to_mask, mask_to_box
+from sami.ops.boxes import mask_to_box
 from sami.ops.frames import longest_side_frame, squash_frame
 from sami.ops.masks import innermost_pixel, mask_iou
 from sami.ops.prompts import BACKGROUND, FOREGROUND
 from sami.predict.predictor import SamPredictor
-from sami.predict.zoom import predict_zoomed
 
 H, W = 26, 32  # of the photo; the model sees 32 x 32, with padding below
 GRID = longest_side_frame((H, W), 32)
@@ -29,6 +28,14 @@ def scene() -> tuple[torch.Tensor, torch.Tensor]:
     centres, radii = torch.tensor([[8, 8], [20, 12], [16, 24]]), torch.tensor([6, 5, 4])
     discs = torch.stack([(x - cx) ** 2 + (y - cy) ** 2 <= r * r for (cx, cy), r in zip(centres, radii, strict=True)])
     return discs.unsqueeze(0), torch.rand(1, 3, 32, generator=torch.Generator().manual_seed(0))
+
+
+def box_to_mask(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """[..., 4] -> [..., H, W] bool: the pixels whose centre lies inside the box."""
+    y, x = (torch.arange(length) + 0.5 for length in size)
+    x0, y0, x1, y1 = boxes[..., None].unbind(-2)
+    columns, rows = (x >= x0) & (x < x1), (y >= y0) & (y < y1)  # [..., W], [..., H]
+    return rows[..., :, None] & columns[..., None, :]
 
 
 class Painter:
@@ -59,15 +66,15 @@ class Painter:
         return logits, scores
 
 
-def answers_of(decode: Painter, *, several_for: str) -> dict[str, torch.Tensor]:
+def answers_of(decode: Painter, decoder: str) -> dict[str, torch.Tensor]:
     masks, noise = scene()
-    return dict(masks_from_prompts(decode, masks, point_at(masks, noise), GRID, several_for=several_for))
+    return dict(masks_from_prompts(decode, masks, point_at(masks, noise), GRID, decoder=decoder))
 
 
 def test_each_kind_of_prompt_asks_what_it_says() -> None:
     masks, _ = scene()
     decode = Painter()
-    answers = answers_of(decode, several_for="lone")
+    answers = answers_of(decode, "sam")
     assert set(answers) == set(KINDS) - {"filled_box"}
     assert torch.equal(answers["box"], box_to_mask(mask_to_box(masks), (H, W)))
     assert [question[0].shape[-1] for question in decode.questions] == [2, 1, 2, 3, 4, 5, 1, 3, 5]
@@ -87,15 +94,9 @@ def test_each_kind_of_prompt_asks_what_it_says() -> None:
 
 def test_a_model_without_background_clicks_gets_none() -> None:
     decode = Painter()
-    answers_of(decode, several_for="any")
+    answers_of(decode, "efficient_sam")
     assert all(question[2] and question[1] is None for question in decode.questions)
     assert not any((question[0] == BACKGROUND).any() for question in decode.questions)
-
-
-def test_a_model_that_answers_a_box_with_one_mask_is_asked_for_one() -> None:
-    decode = Painter()
-    answers_of(decode, several_for="click")
-    assert [question[2] for question in decode.questions] == [False, True, *4 * [False], True, False, False]
 
 
 def some_objects(size: tuple[int, int] = (H, W), fit=longest_side_frame) -> PhotoObjects:
@@ -108,7 +109,7 @@ def some_objects(size: tuple[int, int] = (H, W), fit=longest_side_frame) -> Phot
 
 def scores_of(objects: PhotoObjects, decode=None) -> dict[str, float]:
     scores = MaskScores(torch.device("cpu"))
-    scores.add_photo(decode or Painter(), objects, several_for="lone")
+    scores.add_photo(decode or Painter(), objects, decoder="sam")
     assert scores.iou.count == len(objects)
     return {name: float(value) for name, value in scores.compute().items()}
 
@@ -129,26 +130,6 @@ def test_a_few_objects_at_a_time_give_the_same_numbers(monkeypatch) -> None:
     monkeypatch.setattr(mask_validation, "MASK_PIXELS", 2 * 32 * 32)
     assert scores_of(objects, decode) == pytest.approx(whole)
     assert {question[0].shape[1] for question in decode.questions} == {1, 2}
-
-
-def test_boxes_are_asked_once_more_in_windows_around_them(monkeypatch) -> None:
-    """The same as a person gets, and counted by the object wherever groups begin."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build_sam("efficient_sam_vitt", decoder="sam", preprocess="squash", image_size=64)
-    objects = some_objects((60, 80), squash_frame)
-    masks, _ = objects.take(slice(9), objects.frame)
-    found, ious = predict_zoomed(model, objects.pixels(), mask_to_box(masks)[0].numpy())
-    best = torch.from_numpy(found[range(len(ious)), ious.argmax(1)])
-    expected = float(mask_iou(best, masks[0]).mean())
-    monkeypatch.setattr(mask_validation, "MASK_PIXELS", 2 * 60 * 80)
-    scores = MaskScores(torch.device("cpu"), zoom_with=model)
-    scores.add_photo(Painter(), objects, several_for="lone")
-    assert scores.compute()["zoomed_box"] == pytest.approx(expected) and 0 < expected < 1
-    model.several_for = "click"
-    scores = MaskScores(torch.device("cpu"), zoom_with=model)
-    scores.add_photo(Painter(), objects, several_for="lone")
-    assert scores.compute()["zoomed_box"] != pytest.approx(expected)
 
 
 def test_the_answers_without_a_model_do_not_depend_on_the_models_frame() -> None:
@@ -183,7 +164,7 @@ def test_what_is_measured_is_what_the_predictor_gives(preprocess) -> None:
 
     with torch.no_grad():
         pointers = point_at(masks, noise)
-        found = dict(masks_from_prompts(decode, masks, pointers, predictor.frames[0], several_for="lone"))
+        found = dict(masks_from_prompts(decode, masks, pointers, predictor.frames[0], decoder="sam"))
     for number in range(2):
         prompts = {
             "box": {"box": mask_to_box(masks[0, number]).numpy()},

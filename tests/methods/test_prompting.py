@@ -81,18 +81,6 @@ def test_how_often_the_first_prompt_is_a_box(chance) -> None:
     assert torch.equal(decode.questions[0][1][..., 0] == TOP_LEFT, noise[..., 0] >= 1 - chance)
 
 
-@pytest.mark.parametrize(("first", "is_box"), [(0.1, False), (0.9, True)])
-def test_a_box_that_means_one_thing_is_answered_by_one_mask(first, is_box) -> None:
-    masks, noise = scene()
-    noise[0, 0, 0] = first  # of the first object, which decides for all
-    decode = Recorder()
-    protocol = SamProtocol(num_clicks=1, num_repeats=0, box_candidates=1)
-    list(protocol.rounds(decode, masks, noise, side=SIDE))
-    assert ((decode.questions[0][1][..., 0] == TOP_LEFT) == is_box).all()
-    assert [question[3] for question in decode.questions] == [not is_box, False]
-    assert (protocol.several_for, SamProtocol(num_clicks=0, num_repeats=0).several_for) == ("click", "lone")
-
-
 def test_corrections_are_in_the_error_of_the_most_confident_mask_which_comes_back_as_mask_prompt() -> None:
     masks, noise = scene()
     decode = Recorder()
@@ -179,7 +167,5 @@ def test_numbers_that_make_no_sense(arguments) -> None:
         SamProtocol(num_clicks=1, num_repeats=3)
     with pytest.raises(ValueError, match=r"box_chance=1\.5"):
         SamProtocol(num_clicks=1, num_repeats=0, box_chance=1.5)
-    with pytest.raises(ValueError, match="box_candidates=2"):
-        SamProtocol(num_clicks=1, num_repeats=0, box_candidates=2)
     with pytest.raises(ValueError, match="give 1 to 25"):
         PointsProtocol(max_points=0)

@@ -20,11 +20,11 @@ def test_one_gpu_follows_the_recipe_of_64(batch_size: int, world_size: int, accu
 
 
 def test_learning_rate_over_time() -> None:
-    factors = [lr_factor(step, warmup_steps=10, max_steps=110) for step in range(111)]
+    factors = [lr_factor(step, warmup_steps=10, max_steps=110, decay="cosine") for step in range(111)]
     assert factors[0] == 0 and factors[5] == 0.5 and factors[10] == 1
     assert factors[60] == pytest.approx(0.5) and factors[110] == pytest.approx(0, abs=1e-12)
     assert all(a > b for a, b in pairwise(factors[10:]))
-    assert lr_factor(0, warmup_steps=0, max_steps=5) == 1
+    assert lr_factor(0, warmup_steps=0, max_steps=5, decay="cosine") == 1
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import pytest
 import timm
 import torch
 from checkpoints import write_checkpoint
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sami.models.build import MODELS, build_sam, load_backbone, load_decoder, save_sam
 from sami.models.efficient_vit import EfficientViT
 from sami.models.image_encoders import MobileViT
-from sami.models.sam import Sam
 from sami.models.vit import ViT
 
 
@@ -43,9 +43,11 @@ def test_numbers_of_parameters_are_the_papers():
 
 def test_own_file_describes_its_model(tiny, tmp_path):
     path = tmp_path / "sam.safetensors"
-    save_sam(tiny, path)
+    save_sam(tiny, path, metadata={"step": "3"})
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["step"] == "3"
     again = build_sam(checkpoint=path)
-    for option in ("name", "image_size", "preprocess", "decoder", "several_for"):
+    for option in ("name", "image_size", "preprocess", "decoder"):
         assert getattr(again, option) == getattr(tiny, option)
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -56,14 +58,14 @@ def test_own_file_describes_its_model(tiny, tmp_path):
         build_sam("mobile_sam", path)
 
 
-def test_which_prompts_get_several_answers(tmp_path):
-    sam = build_sam("efficient_sam_vitt", image_size=64)
-    assert sam.several_for == "any" and build_sam("efficient_sam_vitt", decoder="sam").several_for == "lone"
-    sam.several_for = "click"
-    save_sam(sam, tmp_path / "sam.safetensors")
-    assert build_sam(checkpoint=tmp_path / "sam.safetensors").several_for == "click"
-    with pytest.raises(ValueError, match="several_for='box': choose one of any, lone, click"):
-        Sam(torch.nn.Identity(), name="x", preprocess="pad", decoder="sam", several_for="box")
+def test_a_file_that_says_which_prompts_get_several_answers(tiny, tmp_path):
+    """Files did once: it is derived now."""
+    path = tmp_path / "sam.safetensors"
+    save_sam(tiny, path)
+    with safe_open(path, "pt") as file:
+        described = json.loads(file.metadata()["sam"])
+    save_file(tiny.state_dict(), path, metadata={"sam": json.dumps({**described, "several_for": "click"})})
+    torch.testing.assert_close(build_sam(checkpoint=path).state_dict(), tiny.state_dict())
 
 
 def test_sams_own_encoders_have_one_size():
@@ -143,7 +145,7 @@ def test_a_description_that_is_none(tiny, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={"sam": "{"})
     with pytest.raises(ValueError, match=r"odd\.safetensors does not fit Sam"):
         build_sam("efficient_sam_vitt", tmp_path / "odd.safetensors")
-    sound = {"name": "x", "image_size": 64, "preprocess": "pad", "decoder": "sam", "several_for": "lone"}
+    sound = {"name": "x", "image_size": 64, "preprocess": "pad", "decoder": "sam"}
     for described, message in (
         (sound, "name='x'"),
         ({**sound, "image_size": "big"}, "not what save_sam writes"),
@@ -155,6 +157,15 @@ def test_a_description_that_is_none(tiny, tmp_path):
             build_sam(checkpoint=tmp_path / "odd.safetensors")
     with pytest.raises(ValueError, match="no such file"):
         build_sam(checkpoint=tmp_path / "absent.safetensors")
+
+
+def test_the_decoder_that_drew_prompts_is_gone(tmp_path):
+    path = tmp_path / "drawn.safetensors"
+    drawn = {"name": "efficient_sam_vitt", "image_size": 64, "preprocess": "pad", "decoder": "sam_drawn_prompts"}
+    save_file({"a": torch.zeros(1)}, path, metadata={"sam": json.dumps({**drawn, "several_for": "click"})})
+    for options in ({"checkpoint": path}, {"checkpoint": path, "decoder": "sam"}, {**drawn, "checkpoint": None}):
+        with pytest.raises(ValueError, match="decoder=sam_drawn_prompts no longer exists"):
+            build_sam(**options)
 
 
 @pytest.mark.parametrize("image_size", [224, 96])

@@ -8,8 +8,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sami.models import mask_decoder
 from sami.models.build import build_image_encoder
 from sami.models.sam import Sam
-from sami.ops import prompts
-from sami.ops.prompts import draw_prompts
 from sami.predict.released_design import decode_tiled
 from sami.predict.speed import count_flops
 
@@ -79,7 +77,7 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor])
         assert (found[name] - value).abs().max() <= 1e-9 * scale, name
 
 
-@pytest.mark.parametrize("decoder", ["sam", "sam_drawn_prompts", "efficient_sam"])
+@pytest.mark.parametrize("decoder", ["sam", "efficient_sam"])
 @pytest.mark.parametrize("multimask_output", [True, False])
 @pytest.mark.parametrize("budget", [SIDE * SIDE, 2 * SIDE * SIDE, 100 * SIDE * SIDE])
 def test_a_call_equals_single_calls(decoder, multimask_output, budget, monkeypatch):
@@ -275,30 +273,3 @@ def test_unknown_choices():
     ):
         with pytest.raises(ValueError, match=message):
             Sam(encoder, name="test", **options)
-
-
-@pytest.mark.parametrize("multimask_output", [True, False])
-def test_before_training_a_drawn_prompt_is_answered_by_its_drawing(multimask_output, monkeypatch):
-    """What the network adds is learned: until then it is nothing."""
-    sam = Sam(torch.nn.Identity(), name="test", image_size=128, preprocess="pad", decoder="sam_drawn_prompts").eval()
-    coords = torch.tensor([[[[16.0, 32], [48, 64]], [[63.5, 63.5], [0, 0]], [[1, 1], [0, 0]]]])
-    labels = torch.tensor([[[2, 3], [1, -1], [0, -1]]])
-    embeddings = torch.randn(1, 256, SIDE, SIDE)
-    masks, _ = sam.decode(embeddings, coords, labels, multimask_output=multimask_output)
-    drawn, _, seen = draw_prompts(coords, labels, size=(32, 32), cell=4.0)
-    torch.testing.assert_close(masks, drawn.unsqueeze(2).expand_as(masks))
-    assert drawn[0, 0].max() > 2 and drawn[0, 1].max() == 1 and not drawn[0, 2].any()
-    sam.mask_decoder.output_hypernetworks_mlps.apply(lambda part: hasattr(part, "bias") and part.reset_parameters())
-    blank = sam.decode(embeddings, coords[:, 2:], labels[:, 2:], multimask_output=multimask_output)[0]
-    blocks = blank.unflatten(4, (SIDE, 4)).unflatten(3, (SIDE, 4))  # no random pattern in the pixels of a token
-    torch.testing.assert_close(blocks, blocks[..., :1, :, :1].expand_as(blocks))
-    assert blank.std() > 0
-    answers = [sam.decode(embeddings, coords, labels, m, multimask_output=multimask_output)[0] for m in (None, drawn)]
-    assert (answers[0] - masks).abs().max() > 0.01
-    torch.testing.assert_close(answers[0][:, :2], answers[1][:, :2])  # it is the mask prompt where there is none
-    monkeypatch.setattr(prompts, "SEEN_SIDE", 1e-6)
-    believed, _ = sam.decode(embeddings, coords, labels, multimask_output=multimask_output)
-    assert 0 < seen[0, 0] < 1 == seen[0, 1]
-    torch.testing.assert_close(answers[0] - masks, (believed - masks) * seen[..., None, None, None])
-    nothing = coords[:, :, :0], labels[:, :, :0]
-    sam.decode(embeddings, *nothing, drawn, multimask_output=multimask_output)  # a mask prompt alone

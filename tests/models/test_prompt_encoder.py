@@ -85,12 +85,3 @@ def test_places_stay_exact_in_half_precision():
 def test_masks_become_one_embedding_per_image_token():
     dense = PromptEncoder().encode_masks(torch.randn(2, 3, 16, 24))
     assert dense.shape == (2, 3, 24, 256)
-
-
-def test_drawings_are_mask_prompts_where_they_are_given():
-    encoder = PromptEncoder()
-    drawn = torch.randn(1, 2, 16, 24)
-    dense = encoder.encode_drawings(drawn, torch.tensor([[True, False]]))
-    assert dense.shape == (1, 2, 24, 256)
-    torch.testing.assert_close(dense[:, :1], encoder.encode_masks(drawn)[:, :1])
-    torch.testing.assert_close(dense[0, 1], encoder.no_mask_embed.weight.expand(24, -1))

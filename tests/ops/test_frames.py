@@ -13,8 +13,6 @@ def test_there_and_back(fit, size):
     frame = fit(size, 1024)
     points = torch.rand(5, 2) * torch.tensor(size).flip(0)
     torch.testing.assert_close(frame.to_original(frame.to_model(points)), points)
-    boxes = torch.rand(5, 4) * 10
-    torch.testing.assert_close(frame.boxes_to_original(frame.boxes_to_model(boxes)), boxes)
     corner = torch.tensor([size[1], size[0]], dtype=torch.float32)
     torch.testing.assert_close(frame.to_model(corner), torch.tensor(frame.input_size).flip(0).float())
 

@@ -12,15 +12,13 @@ from sami.ops.prompts import (
     central_click,
     central_correction,
     choose_prompts,
-    draw_prompts,
     noisy_box,
-    pad_prompts,
     random_correction,
     sample_pixels,
     scale_prompts,
     tight_box,
     uniform_clicks,
-    wants_several,
+    use_multimask,
 )
 
 B, Q, H, W = 3, 5, 24, 31
@@ -138,16 +136,6 @@ def test_choose_and_add() -> None:
     assert more[0].shape == (B, Q, 3, 2) and torch.equal(more[1][..., 2:], click[1])
 
 
-def test_ragged_prompts_are_padded() -> None:
-    coords, labels = pad_prompts(
-        [torch.ones(2, 1, 2), torch.full((1, 3, 2), 5.0), torch.zeros(0, 1, 2)],
-        [torch.ones(2, 1).long(), torch.zeros(1, 3).long(), torch.zeros(0, 1).long()],
-    )
-    assert coords.shape == (3, 2, 3, 2)
-    assert labels.tolist() == [[[1, -1, -1], [1, -1, -1]], [[0, 0, 0], [-1, -1, -1]], [[-1] * 3, [-1] * 3]]
-    assert coords[1, 0].eq(5).all() and coords[0, 0, 0].tolist() == [1, 1]
-
-
 def test_scaled_clicks_stay_on_the_centre_of_what_they_cover() -> None:
     coords = torch.tensor([[[[0.0, 0.0], [3.0, 5.0], [4.0, 6.0]]]])
     labels = torch.tensor([[[FOREGROUND, TOP_LEFT, BOTTOM_RIGHT]]])
@@ -155,89 +143,8 @@ def test_scaled_clicks_stay_on_the_centre_of_what_they_cover() -> None:
     assert scaled[0, 0].tolist() == [[1.5, 1.5], [12, 20], [16, 24]] and torch.equal(same, labels)
 
 
-def test_a_drawn_box_is_nearly_an_ellipse_that_ends_with_the_box() -> None:
-    nan = float("nan")
-    coords = torch.tensor([[8.0, 4], [56, 36], [nan, nan]]).view(1, 1, 3, 2)
-    logits, given, _ = draw_prompts(coords, torch.tensor([[[2, 3, -1]]]), size=(12, 16), cell=4.0)
-    assert logits.shape == (1, 1, 12, 16) and given.tolist() == [[True]]
-    y, x = torch.meshgrid(torch.arange(12) + 0.5, torch.arange(16) + 0.5, indexing="ij")
-    u, v = (x - 8) / 6, (y - 5) / 4  # -1 to 1 in the box
-    radius = (u.abs() ** 2.5 + v.abs() ** 2.5) ** 0.4
-    inside = (u.abs() < 1) & (v.abs() < 1)
-    assert torch.equal(logits[0, 0] > 0, radius < 1) and not (logits[0, 0] > 0)[~inside].any()
-    torch.testing.assert_close(logits[0, 0, 2:8, 4:12], (8 * (1 - radius)).clamp(max=3)[2:8, 4:12])
-    outside = 8 * torch.minimum(6 - (x - 8).abs(), 4 - (y - 5).abs())  # 8 for a cell beyond the nearest edge
-    assert torch.equal(logits[0, 0][~inside & (outside < -4)], outside.clamp(min=-16)[~inside & (outside < -4)])
-    moved, _, _ = draw_prompts(coords + torch.tensor([0, 0.5]), torch.tensor([[[2, 3, -1]]]), size=(12, 16), cell=4.0)
-    assert (moved[0, 0, 1, 4:12] < logits[0, 0, 1, 4:12]).all()  # it tells where in its cell an edge lies
-
-
-def test_a_drawn_box_that_holds_no_centre_is_still_seen() -> None:
-    coords = torch.tensor([[4.1, 4.1], [5, 5]]).view(1, 1, 2, 2)
-    logits, _, _ = draw_prompts(coords, torch.tensor([[[2, 3]]]), size=(4, 4), cell=4.0)
-    assert logits.max() < 0 and logits.argmax() == 5 and (logits > -16).sum() > 1
-
-
-def test_what_is_far_from_a_drawn_box_adds_up_to_less_than_a_cell() -> None:
-    """However small the object: its dice would else be about the background."""
-    logits, _, _ = draw_prompts(
-        torch.tensor([[[[40.0, 40], [52, 52]]]]), torch.tensor([[[2, 3]]]), size=(256, 256), cell=4
-    )
-    assert logits.sigmoid()[0, 0, 16:].sum() < 0.01 and 4 < logits.sigmoid().sum() < 9  # of its 9 cells
-
-
-def test_clicks_are_drawn_as_discs_around_the_centres_of_their_pixels() -> None:
-    coords = torch.tensor([[39.5, 19.5], [79.5, 59.5], [120.0, 5]]).view(1, 1, 3, 2)
-    logits, given, _ = draw_prompts(coords, torch.tensor([[[1, 1, 0]]]), size=(24, 36), cell=4.0)
-    assert given.tolist() == [[True]]
-    y, x = torch.meshgrid(torch.arange(24) + 0.5, torch.arange(36) + 0.5, indexing="ij")
-    distances = [((x - column) ** 2 + (y - row) ** 2).sqrt() for column, row in ((10, 5), (20, 15))]
-    radius = 3  # cells, a twelfth of 36; background draws nothing
-    expected = (2 - 2 * torch.minimum(*distances) / radius).clamp(-4, 1)
-    torch.testing.assert_close(logits[0, 0], expected)
-
-
-def test_a_click_outside_a_box_may_still_belong_to_the_object() -> None:
-    coords = torch.tensor([[8.0, 8], [24, 24], [70, 50]]).view(1, 1, 3, 2)
-    both, box, disc = (
-        draw_prompts(coords, torch.tensor([[labels]]), size=(16, 20), cell=4.0)[0]
-        for labels in ([2, 3, 1], [2, 3, -1], [-1, -1, 1])
-    )
-    near = torch.maximum(box, disc) > -4
-    assert torch.equal(both[near], torch.maximum(box, disc)[near]) and near.any()
-    assert both[0, 0, 12, 17] > 0.5 and box[0, 0, 12, 17] == -16
-
-
-def test_a_click_in_a_box_leaves_the_boxs_drawing_alone() -> None:
-    coords = torch.tensor([[40.0, 40], [52, 52], [46, 46]]).view(1, 1, 3, 2)
-    labels = torch.tensor([[[2, 3, 1]]])
-    both, given, _ = draw_prompts(coords, labels, size=(64, 64), cell=4)
-    alone, _, _ = draw_prompts(coords[:, :, :2], labels[..., :2], size=(64, 64), cell=4)
-    assert torch.equal(both, alone) and given.all()
-    outside, _, _ = draw_prompts(torch.tensor([[[[40.0, 40], [52, 52], [200, 200]]]]), labels, size=(64, 64), cell=4)
-    assert outside[0, 0, 50, 50] > 0.5 and outside.min() == -16
-
-
-def test_what_is_not_there_is_not_drawn() -> None:
-    labels = torch.tensor([[[0, -1], [2, 3], [1, -1], [-1, -1]]])
-    logits, given, _ = draw_prompts(torch.ones(1, 4, 2, 2), labels, size=(4, 4), cell=4.0)
-    assert given.tolist() == [[False, True, True, False]]
-    assert not logits[0, [0, 3]].any()
-    logits, given, _ = draw_prompts(torch.ones(1, 4, 0, 2), labels[..., :0], size=(4, 4), cell=4.0)
-    assert logits.shape == (1, 4, 4, 4) and not logits.any() and not given.any()
-
-
-def test_what_a_network_adds_to_a_small_box_counts_less() -> None:
-    corners = [[0, 0], [192, 192]], [[8, 8], [56, 56]], [[0, 0], [24, 96]], [[0, 0], [256, 240]], [[5, 5], [9, 9]]
-    labels = torch.tensor([[[2, 3], [2, 3], [2, 3], [2, 3], [1, 1]]])
-    *_, seen = draw_prompts(torch.tensor([corners]).float(), labels, size=(64, 64), cell=4.0)
-    assert seen.tolist() == [[1, 0.25, 0.25, 1, 1]]  # sides of 48, 12, sqrt(6 * 24) and more cells; clicks
-
-
-@pytest.mark.parametrize(
-    ("several_for", "expected"), [("any", [1, 1, 1, 1]), ("lone", [1, 1, 0, 0]), ("click", [1, 0, 0, 0])]
-)
-def test_which_prompts_are_answered_by_the_best_of_several(several_for, expected) -> None:
+@pytest.mark.parametrize(("decoder", "expected"), [("efficient_sam", [1, 1, 1, 1]), ("sam", [1, 1, 0, 0])])
+def test_which_prompts_are_answered_by_the_best_of_several(decoder, expected) -> None:
     prompts = ((1, False), (0, True), (2, False), (1, True))
-    found = [wants_several(several_for, num_clicks=clicks, has_box=box) for clicks, box in prompts]
+    found = [use_multimask(decoder, num_clicks=clicks, has_box=box) for clicks, box in prompts]
     assert found == [bool(one) for one in expected]

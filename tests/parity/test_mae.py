@@ -11,7 +11,7 @@ from golden.seeded import seeded_array, seeded_image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from sami.losses import feature_loss
-from sami.models.checkpoints import load_state_dict_file, load_strictly, mae_to_sami
+from sami.models.checkpoints import load_state_dict_file, load_strictly
 from sami.models.decoders import SelfAttentionDecoder
 from sami.models.pixel_targets import PixelTeacher
 from sami.models.sami import SAMI
@@ -21,6 +21,15 @@ from sami.ops.pos_embed import sincos_pos_embed
 
 GOLDEN = Path(__file__).parent / "golden"
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-4)
+
+
+def our_name(name: str) -> str:
+    """A name in MAE's released pretraining files -> that in `SAMI(ViT, SelfAttentionDecoder)`."""
+    if name.startswith("decoder_pred."):
+        return name.replace("decoder_pred.", "head.", 1)
+    if name.startswith("decoder_"):
+        return name.replace("decoder_", "decoder.", 1)
+    return f"decoder.{name}" if name == "mask_token" else f"encoder.{name}"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +53,8 @@ def network(tmp_path_factory) -> SAMI:
     path = tmp_path_factory.mktemp("mae") / "checkpoint-799.pth"
     torch.save({"model": weights, "epoch": 799}, path)
     network = SAMI(ViT("tiny"), SelfAttentionDecoder, target_width=768)
-    load_strictly(network, mae_to_sami(load_state_dict_file(path)), source=str(path))
+    renamed = {our_name(name): value for name, value in load_state_dict_file(path).items()}
+    load_strictly(network, renamed, source=str(path))
     return network.eval()
 
 

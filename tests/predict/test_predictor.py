@@ -9,7 +9,6 @@ from sami.models.build import build_sam
 from sami.models.sam import Sam
 from sami.predict import predictor as module
 from sami.predict.predictor import SamPredictor
-from sami.predict.zoom import predict_zoomed
 
 PHOTO = draw_photo(0, height=60, width=80)
 OTHER = draw_photo(1, height=50, width=30)
@@ -40,7 +39,7 @@ def draw_discs(self, image_embeddings, point_coords, point_labels, mask_input=No
 
 
 def test_public_names():
-    assert sami.SamPredictor is SamPredictor and sami.build_sam is build_sam and sami.predict_zoomed is predict_zoomed
+    assert sami.SamPredictor is SamPredictor and sami.build_sam is build_sam
     with pytest.raises(AttributeError, match="no attribute 'SamEverything'"):
         _ = sami.SamEverything
 
@@ -117,7 +116,7 @@ def test_large_results_are_enlarged_in_parts(predictor, monkeypatch):
 
 def test_predict_torch_takes_the_models_frame(predictor):
     points = predictor.frames[0].to_model(torch.tensor([[[40.0, 30.0]], [[10, 20]]]))
-    boxes = predictor.frames[0].boxes_to_model(torch.tensor([[30.0, 20, 50, 40], [5, 5, 30, 30]]))
+    boxes = predictor.frames[0].to_model(torch.tensor([[[30.0, 20], [50, 40]], [[5, 5], [30, 30]]])).flatten(1)
     masks, ious, low_res = predictor.predict_torch(points, torch.ones(2, 1), boxes, multimask_output=False)
     assert masks.shape == (2, 1, 60, 80) and ious.shape == (2, 1)
     expected = predictor.predict(np.array([[10, 20]]), np.array([1]), np.array([5, 5, 30, 30]), multimask_output=False)

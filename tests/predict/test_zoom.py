@@ -8,7 +8,7 @@ from conftest import draw_photo
 from sami.models.build import build_sam
 from sami.models.sam import Sam
 from sami.predict.predictor import SamPredictor
-from sami.predict.zoom import predict_zoomed
+from sami.predict.zoom import predict_zoomed, window_around
 
 PHOTO = draw_photo(0, height=120, width=160)
 
@@ -80,3 +80,25 @@ def test_wrong_boxes_are_told(model) -> None:
         predict_zoomed(model, PHOTO, 20)
     with pytest.raises(ValueError, match="boxes is not an array of numbers"):
         predict_zoomed(model, PHOTO, [[20, 20, 60], [1, 2, 3, 4]])
+
+
+def test_a_window_is_square_and_holds_its_box() -> None:
+    rng = torch.Generator().manual_seed(3)
+    for _ in range(300):
+        H, W = torch.randint(20, 200, (2,), generator=rng).tolist()
+        (x0, x1), (y0, y1) = (sorted((torch.rand(2, generator=rng) * side).tolist()) for side in (W, H))
+        window = window_around((x0, y0, x1, y1), (H, W), image_size=64)
+        top, left, height, width = window
+        assert min(window) >= 0 and top + height <= H and left + width <= W
+        assert left - 0.51 <= x0 and x1 <= left + width + 0.51 and top - 0.51 <= y0 and y1 <= top + height + 0.51
+        side = max(2 * max(x1 - x0, y1 - y0), 8)
+        for length, whole in ((height, H), (width, W)):
+            assert side <= length < side + 1 or length == whole < side + 1
+
+
+def test_where_a_window_lies() -> None:
+    middle = window_around((40, 50, 60, 58), (100, 200), image_size=64)
+    assert middle == (34, 30, 40, 40)  # twice as large
+    assert window_around((0, 50, 20, 58), (100, 200), image_size=64) == (34, 0, 40, 40)  # the photo ends
+    assert window_around((40, 50, 42, 51), (100, 200), image_size=256) == (34, 25, 32, 32)  # magnified eight times
+    assert window_around((10, 5, 190, 95), (100, 200), image_size=64) == (0, 0, 100, 200)
