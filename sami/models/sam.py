@@ -11,7 +11,7 @@ from sami.models.mask_decoder import MaskDecoder
 from sami.models.prompt_encoder import PATCH_SIZE, PromptEncoder
 from sami.models.two_way_transformer import ImageSide
 
-PREPROCESS = ("pad", "squash")
+RESIZE_MODES = ("pad", "stretch")
 DECODERS = ("sam", "efficient_sam")
 
 
@@ -22,12 +22,12 @@ class Sam(nn.Module):
         image_encoder: [B, 3, H, W] -> [B, 256, gh, gw].
         name: of the model, see `sami.models.build.build_sam`.
         image_size: pixels per side of the square that it was made for.
-        preprocess: how a photo gets there: "pad", longest side and zeros to the right and below (SAM), or "squash",
+        resize_mode: how a photo gets there: "pad", longest side and zeros to the right and below (SAM), or "stretch",
             both sides on their own (EfficientSAM).
         decoder: "sam", or "efficient_sam", which knows neither background points nor mask prompts.
 
     Raises:
-        ValueError: unknown `preprocess` or `decoder`, or `image_size` is not a multiple of 16.
+        ValueError: unknown `resize_mode` or `decoder`, or `image_size` is not a multiple of 16.
     """
 
     def __init__(
@@ -36,17 +36,17 @@ class Sam(nn.Module):
         *,
         name: str,
         image_size: int = 1024,
-        preprocess: str,
+        resize_mode: str,
         decoder: str,
     ) -> None:
         super().__init__()
-        if preprocess not in PREPROCESS:
-            raise ValueError(f"preprocess={preprocess!r}: choose one of {', '.join(PREPROCESS)}")
+        if resize_mode not in RESIZE_MODES:
+            raise ValueError(f"resize_mode={resize_mode!r}: choose one of {', '.join(RESIZE_MODES)}")
         if decoder not in DECODERS:
             raise ValueError(f"decoder={decoder!r}: choose one of {', '.join(DECODERS)}")
         if image_size <= 0 or image_size % PATCH_SIZE:
             raise ValueError(f"image_size={image_size}: give a multiple of {PATCH_SIZE} pixels")
-        self.name, self.image_size, self.preprocess, self.decoder = name, image_size, preprocess, decoder
+        self.name, self.image_size, self.resize_mode, self.decoder = name, image_size, resize_mode, decoder
         self.image_encoder = image_encoder
         self.prompt_encoder = PromptEncoder(variant=decoder)
         self.mask_decoder = MaskDecoder(variant=decoder)

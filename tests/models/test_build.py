@@ -15,7 +15,7 @@ from sami.models.vit import ViT
 
 @pytest.fixture(scope="module")
 def tiny():
-    return build_sam("efficient_sam_vitt", decoder="sam", preprocess="pad", image_size=64)
+    return build_sam("efficient_sam_vitt", decoder="sam", resize_mode="pad", image_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_every_name_builds(name):
     with torch.device("meta"):
         sam = build_sam(name)
     assert sam.name == name and sam.image_size == 1024 and not sam.training
-    assert sam.preprocess == ("squash" if name.startswith("efficient") else "pad")
+    assert sam.resize_mode == ("stretch" if name.startswith("efficient") else "pad")
     assert sam.prompt_encoder.takes_background != name.startswith("efficient")
 
 
@@ -47,7 +47,7 @@ def test_own_file_describes_its_model(tiny, tmp_path):
     with safe_open(path, "pt") as file:
         assert file.metadata()["step"] == "3"
     again = build_sam(checkpoint=path)
-    for option in ("name", "image_size", "preprocess", "decoder"):
+    for option in ("name", "image_size", "resize_mode", "decoder"):
         assert getattr(again, option) == getattr(tiny, option)
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_a_description_that_is_none(tiny, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={"sam": "{"})
     with pytest.raises(ValueError, match=r"odd\.safetensors does not fit Sam"):
         build_sam("efficient_sam_vitt", tmp_path / "odd.safetensors")
-    sound = {"name": "x", "image_size": 64, "preprocess": "pad", "decoder": "sam"}
+    sound = {"name": "x", "image_size": 64, "resize_mode": "pad", "decoder": "sam"}
     for described, message in (
         (sound, "name='x'"),
         ({**sound, "image_size": "big"}, "not what save_sam writes"),
@@ -161,7 +161,7 @@ def test_a_description_that_is_none(tiny, tmp_path):
 
 def test_the_decoder_that_drew_prompts_is_gone(tmp_path):
     path = tmp_path / "drawn.safetensors"
-    drawn = {"name": "efficient_sam_vitt", "image_size": 64, "preprocess": "pad", "decoder": "sam_drawn_prompts"}
+    drawn = {"name": "efficient_sam_vitt", "image_size": 64, "resize_mode": "pad", "decoder": "sam_drawn_prompts"}
     save_file({"a": torch.zeros(1)}, path, metadata={"sam": json.dumps({**drawn, "several_for": "click"})})
     for options in ({"checkpoint": path}, {"checkpoint": path, "decoder": "sam"}, {**drawn, "checkpoint": None}):
         with pytest.raises(ValueError, match="decoder=sam_drawn_prompts no longer exists"):
