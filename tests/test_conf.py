@@ -107,7 +107,7 @@ def test_the_papers_recipe_of_distillation() -> None:
     for student in ("tiny_vit_5m", "repvit_m2_3", "repvit_m1_1", "vit_t", "vit_s"):
         cfg = compose_config([f"+experiment=distill/{student}", SHARDS, "teacher.path=cache"], name="distill")
         assert (cfg.schedule.epochs, cfg.schedule.global_batch_size, list(cfg.students)) == (8, 8, [student])
-        assert (cfg.model.image_size, cfg.model.preprocess, cfg.data.cache) == (1024, "pad", "cache")
+        assert (cfg.model.image_size, cfg.model.resize_mode, cfg.data.cache) == (1024, "pad", "cache")
         assert (cfg.method.loss_distance, cfg.method.feature_weight, cfg.method.mask_weight) == ("mse", 1, 0)
         assert OmegaConf.is_missing(cfg, "decoder_checkpoint")
 

@@ -52,7 +52,7 @@ def test_kill_9_and_continue(tmp_path: Path) -> None:
     assert pictures == {f"step_{step:08d}.png" for step in (0, 2, 4)}
     for label in ("timm_test_resnet", student):
         model = build_sam(checkpoint=whole / f"segmenter_{label}.safetensors")
-        assert (model.image_size, model.preprocess, model.decoder) == (64, "pad", "sam")
+        assert (model.image_size, model.resize_mode, model.decoder) == (64, "pad", "sam")
         for name, value in model.state_dict().items():
             torch.testing.assert_close(value, expected["state_dict"][f"students.{label}.{name}"], rtol=0, atol=0)
 
@@ -116,10 +116,10 @@ def explain(overrides: list[str], capsys: pytest.CaptureFixture) -> str:
     [
         (["data.train={tmp}/none.tar"], "1 of the 1 shards"),
         (["data.train={tmp}/photos", "model.image_size=40"], "image_size=40"),
-        (["data.train={tmp}/photos", "model.preprocess=squash", "data.preprocess=pad"], "set both alike"),
+        (["data.train={tmp}/photos", "model.resize_mode=stretch", "data.resize_mode=pad"], "set both alike"),
         (["data.train={tmp}/photos", "students=[vit_x]"], "students=['vit_x']"),
         (["data.train={tmp}/photos", "students=vit_t"], "students=[vit_t]"),
-        (["data.train={tmp}/photos", "teacher.checkpoint={tmp}/squash.safetensors"], "model.preprocess=squash"),
+        (["data.train={tmp}/photos", "teacher.checkpoint={tmp}/stretch.safetensors"], "model.resize_mode=stretch"),
         (["data.train={tmp}/photos", "+method.flavour=1"], "unexpected keyword argument 'flavour'"),
         (["data.train={tmp}/photos", "decoder_checkpoint={tmp}/none.pth"], "none.pth"),
         (["data.train={tmp}/photos", "init={{timm/test_vit2: {tmp}/other.pth}}"], "{tmp}/other.pth"),
@@ -131,8 +131,8 @@ def explain(overrides: list[str], capsys: pytest.CaptureFixture) -> str:
 def test_mistakes_are_explained(tmp_path: Path, overrides: list[str], message: str, capsys) -> None:
     write_sa1b_folder(tmp_path / "photos", 5)
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    if "squash.safetensors" in overrides[-1]:
-        teacher = build_sam("timm/test_vit", image_size=64, preprocess="squash", decoder="sam")
-        save_sam(teacher, tmp_path / "squash.safetensors")
+    if "stretch.safetensors" in overrides[-1]:
+        teacher = build_sam("timm/test_vit", image_size=64, resize_mode="stretch", decoder="sam")
+        save_sam(teacher, tmp_path / "stretch.safetensors")
     printed = explain([override.format(tmp=tmp_path) for override in [*overrides, "run_dir={tmp}/run"]], capsys)
     assert message.format(tmp=tmp_path) in printed and "Traceback" not in printed

@@ -58,7 +58,7 @@ def test_kill_9_and_continue(tmp_path: Path) -> None:
         f"{name}_step_{step:08d}.png" for name in val for step in (0, 4, 8)
     }
     model = build_sam(checkpoint=whole / "segmenter.safetensors")
-    assert (model.image_size, model.preprocess, model.decoder) == (32, "squash", "sam")
+    assert (model.image_size, model.resize_mode, model.decoder) == (32, "stretch", "sam")
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, expected["state_dict"][f"model.{name}"], rtol=0, atol=0)
 
@@ -130,8 +130,8 @@ def explain(overrides: list[str], capsys: pytest.CaptureFixture) -> str:
         (["data.train={tmp}/none.tar"], "1 of the 1 shards"),
         (["data.train={tmp}/none.json"], "COCO data needs a file and a folder"),
         (["data.train={tmp}/photos", "model.image_size=40"], "image_size=40"),
-        (["data.train={tmp}/photos", "data.preprocess=crop"], "data.preprocess='crop'"),
-        (["data.train={tmp}/photos", "model.preprocess=pad", "data.preprocess=squash"], "set both alike"),
+        (["data.train={tmp}/photos", "data.resize_mode=crop"], "data.resize_mode='crop'"),
+        (["data.train={tmp}/photos", "model.resize_mode=pad", "data.resize_mode=stretch"], "set both alike"),
         (["data.train={tmp}/photos", "method.train_parts=[]"], "train_parts=[]"),
         (["data.train={tmp}/photos", "method.layer_decay=2"], "layer_decay=2"),
         (["data.train={tmp}/photos", "model.decoder=efficient_sam"], "protocol=points"),
@@ -154,7 +154,7 @@ def test_the_backbone_of_a_pretraining_run_and_another_models_decoder(tmp_path: 
     from sami.methods.segmenter import start_segmenter
     from sami.models.vit import ViT
 
-    options = {"image_size": 32, "preprocess": "squash", "decoder": "sam", "drop_path": 0.0, "checkpoint": None}
+    options = {"image_size": 32, "resize_mode": "stretch", "decoder": "sam", "drop_path": 0.0, "checkpoint": None}
     vit = ViT("tiny", image_size=64, pos_embed="learned")
     torch.save(vit.state_dict(), tmp_path / "vit.pth")
     other = build_sam("efficient_sam_vits", decoder="sam")
@@ -175,7 +175,7 @@ def test_the_backbone_of_a_pretraining_run_and_another_models_decoder(tmp_path: 
     with pytest.raises(ValueError, match="is a whole segmenter"):
         start_segmenter(name="efficient_sam_vitt", **files, **{**options, "checkpoint": "x"})
     with pytest.raises(ValueError, match="1024 for sam_vit_b"):
-        start_segmenter(name="sam_vit_b", backbone=None, decoder_checkpoint=None, **{**options, "preprocess": "pad"})
+        start_segmenter(name="sam_vit_b", backbone=None, decoder_checkpoint=None, **{**options, "resize_mode": "pad"})
     with pytest.raises(ValueError, match="missing: patch_embed"):
         start_segmenter(name="mobile_sam", backbone=str(tmp_path / "vit.pth"), decoder_checkpoint=None, **options)
 

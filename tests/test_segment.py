@@ -18,7 +18,7 @@ from sami.segment import main
 def checkpoint(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sam = build_sam("efficient_sam_vitt", decoder="sam", preprocess="pad", image_size=64)
+        sam = build_sam("efficient_sam_vitt", decoder="sam", resize_mode="pad", image_size=64)
     path = tmp_path_factory.mktemp("run") / "sam.safetensors"
     save_sam(sam, path)
     return str(path)

@@ -18,7 +18,7 @@ from sami.data.order import ShuffledOrder, locate_in_file_order
 from sami.data.segmentations import segmentation_counts
 from sami.data.transforms import BrokenImage, decode, image_size
 from sami.ops.boxes import window_around
-from sami.ops.frames import Frame, longest_side_frame, squash_frame
+from sami.ops.frames import Frame, longest_side_frame, stretch_frame
 from sami.ops.rle import Window, counts_to_box, mask_cells
 
 NUM_NOISE = 32  # uniform numbers per object, from which prompts are drawn
@@ -30,12 +30,12 @@ class MaskFrame(NamedTuple):
 
     side: int  # S
     mask_side: int  # s
-    preprocess: str  # "squash" or "pad", see `sami.ops.frames`
+    resize_mode: str  # "stretch" or "pad", see `sami.ops.frames`
     max_area: float  # of the photo; larger masks are dropped
 
     def of(self, size: tuple[int, int]) -> Frame:
         """Where a photo of this (H, W) lies in the square."""
-        return (squash_frame if self.preprocess == "squash" else longest_side_frame)(size, self.side)
+        return (stretch_frame if self.resize_mode == "stretch" else longest_side_frame)(size, self.side)
 
     def image(self, data: bytes, *, flip: bool, window: Window | None = None) -> Tensor:
         """uint8 [3, S, S] of an image file or a window of it, resized as for prediction; black where it is padding.
@@ -48,7 +48,7 @@ class MaskFrame(NamedTuple):
         frame = self.of((height, width))
         # at least twice the pixels that are needed, so that an antialiased resize does the last halving
         shrink = max(new / own for new, own in zip(frame.input_size, size, strict=True))
-        pixels = decode(data, min_scale=1.0 if frame.squash or window else min(1.0, 2 * shrink))
+        pixels = decode(data, min_scale=1.0 if frame.stretch or window else min(1.0, 2 * shrink))
         pixels = pixels[top : top + height, left : left + width]  # of a photo decoded smaller, all of it
         image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)  # [3, H', W'], channels last
         image = frame.resize(image[None])[0]

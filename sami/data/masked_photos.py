@@ -18,7 +18,7 @@ class MaskData(SquareData):
         image_size: pixels per side of what the model sees.
         mask_size: cells per side of the masks that training compares with. None: a quarter of `image_size`, what SAM's
             decoder puts out. Validation compares in the photo's own pixels.
-        preprocess: "squash" or "pad", see `sami.ops.frames`; has to be the model's.
+        resize_mode: "stretch" or "pad", see `sami.ops.frames`; has to be the model's.
         num_masks, num_val_masks: of a photo, at most.
         max_area: masks that cover more than this fraction of their photo are not trained on (0.9: arXiv:2304.02643,
             App. A).
@@ -31,7 +31,7 @@ class MaskData(SquareData):
         val_batch_size: photos per validation batch and rank.
 
     Raises:
-        ValueError: see `open_mask_source`; an unknown `preprocess`, or a number that makes no sense.
+        ValueError: see `open_mask_source`; an unknown `resize_mode`, or a number that makes no sense.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class MaskData(SquareData):
         *,
         image_size: int,
         mask_size: int | None,
-        preprocess: str,
+        resize_mode: str,
         num_masks: int,
         num_val_masks: int,
         max_area: float,
@@ -62,7 +62,7 @@ class MaskData(SquareData):
                 "give positive numbers, the last three up to 1, the last may be 0"
             )
         stream = {"num_workers": num_workers, "shuffle_window": shuffle_window, "val_batch_size": val_batch_size}
-        frame = MaskFrame(image_size, mask_size or max(1, image_size // 4), preprocess, max_area)
+        frame = MaskFrame(image_size, mask_size or max(1, image_size // 4), resize_mode, max_area)
         super().__init__(open_mask_source(train), val, open_mask_source, frame=frame, seed=seed, **stream)
         self.drawn = {"num_masks": num_masks, "flip": flip, "min_crop": min_crop, "zoom_chance": zoom_chance}
         self.num_val_masks = num_val_masks

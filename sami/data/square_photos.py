@@ -31,7 +31,7 @@ class SquareData(StreamData):
         stream: of `StreamData`.
 
     Raises:
-        ValueError: see `open_val`; an unknown `preprocess` of the frame.
+        ValueError: see `open_val`; an unknown `resize_mode` of the frame.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class SquareData(StreamData):
         frame: MaskFrame,
         **stream: int,
     ) -> None:
-        if frame.preprocess not in ("squash", "pad"):
-            raise ValueError(f"data.preprocess={frame.preprocess!r}: choose squash or pad")
+        if frame.resize_mode not in ("stretch", "pad"):
+            raise ValueError(f"data.resize_mode={frame.resize_mode!r}: choose stretch or pad")
         super().__init__(train, **stream)
         named = val if isinstance(val, Mapping) and "annotations" not in val else {"": val} if val else {}
         self.val_sources = {name: open_val(where) for name, where in named.items()}

@@ -25,7 +25,7 @@ class WholePhotoData(SquareData):
         val: likewise, or a set with masks, see `open_val_source`; or several by name ({"coco": ..., "mine": ...}).
             None: no validation.
         image_size: S.
-        preprocess: "pad" or "squash", see `sami.ops.frames`; the teacher's.
+        resize_mode: "pad" or "stretch", see `sami.ops.frames`; the teacher's.
         num_prompts: places of each training photo at which masks are asked for, where the method compares masks.
         num_val_masks: of a validation photo, at most; photos without masks are asked at as many places.
         seed: of order and prompts.
@@ -44,7 +44,7 @@ class WholePhotoData(SquareData):
         val: Any,
         *,
         image_size: int,
-        preprocess: str,
+        resize_mode: str,
         num_prompts: int,
         num_val_masks: int,
         seed: int,
@@ -59,7 +59,7 @@ class WholePhotoData(SquareData):
                 f"{val_batch_size}: give positive numbers"
             )
         stream = {"num_workers": num_workers, "shuffle_window": shuffle_window, "val_batch_size": val_batch_size}
-        frame = MaskFrame(image_size, image_size, preprocess, max_area=1.0)
+        frame = MaskFrame(image_size, image_size, resize_mode, max_area=1.0)
         super().__init__(open_source(train), val, open_val_source, frame=frame, seed=seed, **stream)
         self.num_prompts, self.num_val_masks = num_prompts, num_val_masks
         self.train_cache = self.open_cache(Path(cache, "train"), self.train_source) if cache else None
@@ -72,10 +72,10 @@ class WholePhotoData(SquareData):
             ValueError: see `CacheReader`; or they are no maps, or of photos that were padded where ours are not.
         """
         reader = CacheReader(folder, source)
-        if not reader.holds_maps or self.frame.preprocess != "pad":
+        if not reader.holds_maps or self.frame.resize_mode != "pad":
             raise ValueError(
-                f"the cache {folder} holds {reader.manifest['kind']}, and this run has preprocess="
-                f"{self.frame.preprocess}: distillation takes a cache of cache.kind=maps, whose photos are padded"
+                f"the cache {folder} holds {reader.manifest['kind']}, and this run has resize_mode="
+                f"{self.frame.resize_mode}: distillation takes a cache of cache.kind=maps, whose photos are padded"
             )
         return reader
 

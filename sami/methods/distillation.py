@@ -136,10 +136,10 @@ class Distillation(pl.LightningModule):
             part.to(device)
         self.clock.on_gpu = device.type == "cuda"
         frame = self.trainer.datamodule.frame
-        if (frame.side, frame.preprocess) != (self.judge.image_size, self.judge.preprocess):
+        if (frame.side, frame.resize_mode) != (self.judge.image_size, self.judge.resize_mode):
             raise ValueError(
-                f"the data has image_size={frame.side} and preprocess={frame.preprocess}, the students "
-                f"{self.judge.image_size} and {self.judge.preprocess}: set both alike"
+                f"the data has image_size={frame.side} and resize_mode={frame.resize_mode}, the students "
+                f"{self.judge.image_size} and {self.judge.resize_mode}: set both alike"
             )
 
     def on_fit_start(self) -> None:

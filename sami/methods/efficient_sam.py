@@ -88,10 +88,10 @@ class EfficientSAMFinetuning(pl.LightningModule):
         """Raises ValueError where data and model disagree about what the model sees."""
         self.clock.on_gpu = self.trainer.strategy.root_device.type == "cuda"
         frame = self.trainer.datamodule.frame
-        if (frame.side, frame.preprocess) != (self.model.image_size, self.model.preprocess):
+        if (frame.side, frame.resize_mode) != (self.model.image_size, self.model.resize_mode):
             raise ValueError(
-                f"the data has image_size={frame.side} and preprocess={frame.preprocess}, the model "
-                f"{self.model.image_size} and {self.model.preprocess}: set both alike"
+                f"the data has image_size={frame.side} and resize_mode={frame.resize_mode}, the model "
+                f"{self.model.image_size} and {self.model.resize_mode}: set both alike"
             )
 
     def train(self, mode: bool = True) -> "EfficientSAMFinetuning":

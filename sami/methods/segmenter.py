@@ -20,14 +20,14 @@ def start_segmenter(
     backbone: str | None,
     decoder_checkpoint: str | None,
     image_size: int,
-    preprocess: str,
+    resize_mode: str,
     decoder: str,
     drop_path: float,
 ) -> Sam:
     """The segmenter to train: a whole one from a file, or its parts, and what comes from no file at random.
 
     Args:
-        name, preprocess, decoder, drop_path: see `build_sam`.
+        name, resize_mode, decoder, drop_path: see `build_sam`.
         image_size: pixels per side of what the model sees; may differ from that of the file.
         checkpoint: of a whole segmenter.
         backbone: for the image encoder, see `load_backbone`: a plain ViT of SAMI (`backbone.safetensors` of a run),
@@ -41,7 +41,7 @@ def start_segmenter(
     if checkpoint and (backbone or decoder_checkpoint):
         raise ValueError("model.checkpoint is a whole segmenter: give it, or model.backbone and decoder_checkpoint")
     built_for = image_size if name.startswith(TIMM) and not checkpoint else None  # some of timm's have one size only
-    how = {"preprocess": preprocess, "decoder": decoder, "drop_path": drop_path}
+    how = {"resize_mode": resize_mode, "decoder": decoder, "drop_path": drop_path}
     model = build_sam(name, checkpoint, image_size=built_for, **how)
     if image_size % PATCH_SIZE or (image_size != model.image_size and name.startswith("sam_")):
         raise ValueError(f"image_size={image_size}: give a multiple of {PATCH_SIZE}, and 1024 for sam_vit_b, l and h")

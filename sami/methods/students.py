@@ -33,7 +33,7 @@ def start_students(
     init: Mapping[str, str] | None,
     decoder_checkpoint: str | None,
     image_size: int,
-    preprocess: str,
+    resize_mode: str,
     drop_path: float,
 ) -> tuple[nn.ModuleDict, Sam]:
     """The segmenters to train, by a name that files and numbers can have, and the teacher's decoder.
@@ -47,7 +47,7 @@ def start_students(
         init: backbones by name of the student, see `load_backbone`; those without one begin at random.
         decoder_checkpoint: the file of the teacher's whole segmenter, such as sam_vit_h_4b8939.pth. None: the decoder
             of a `SegmenterTeacher`, else a random one.
-        image_size, preprocess, drop_path: see `build_sam`.
+        image_size, resize_mode, drop_path: see `build_sam`.
 
     Raises:
         ValueError: an unknown student, one that is asked for twice, or none; an `init` for a student that is not
@@ -57,7 +57,7 @@ def start_students(
     if isinstance(names, str):
         raise ValueError(f"students={names}: give a list, students=[{names}]")
     if isinstance(teacher, SegmenterTeacher):
-        check_teacher(teacher, image_size, preprocess)
+        check_teacher(teacher, image_size, resize_mode)
     if not names or len(set(names)) < len(names) or not set(init) <= set(names):
         raise ValueError(f"students={list(names)}, init={dict(init)}: name each student once, and only those in init")
     unknown = [name for name in names if not (name in STUDENTS or name in MODELS or name.startswith(TIMM))]
@@ -65,8 +65,8 @@ def start_students(
         raise ValueError(f"students={unknown}: choose from {', '.join(STUDENTS)}, or {TIMM} and a name of timm's")
     if teacher.width != EMBEDDING_WIDTH:
         raise ValueError(f"the teacher gives {teacher.width} channels; a segmenter's image embedding has 256")
-    judge = teacher_decoder(teacher, decoder_checkpoint, image_size=image_size, preprocess=preprocess)
-    how = {"image_size": image_size, "preprocess": preprocess, "decoder": judge.decoder, "drop_path": drop_path}
+    judge = teacher_decoder(teacher, decoder_checkpoint, image_size=image_size, resize_mode=resize_mode)
+    how = {"image_size": image_size, "resize_mode": resize_mode, "decoder": judge.decoder, "drop_path": drop_path}
     students = nn.ModuleDict()
     for name in names:
         files = {"checkpoint": None, "backbone": init.get(name), "decoder_checkpoint": None}
@@ -77,13 +77,13 @@ def start_students(
     return students, judge
 
 
-def check_teacher(teacher: SegmenterTeacher, image_size: int, preprocess: str) -> None:
+def check_teacher(teacher: SegmenterTeacher, image_size: int, resize_mode: str) -> None:
     """Raises ValueError where the teacher was made for photos of another kind than the students will see."""
     sam = teacher.sam
-    if teacher.trained and sam.preprocess != preprocess:
+    if teacher.trained and sam.resize_mode != resize_mode:
         raise ValueError(
-            f"the teacher {sam.name} takes photos with preprocess={sam.preprocess}, the students {preprocess}: set "
-            f"model.preprocess={sam.preprocess}"
+            f"the teacher {sam.name} takes photos with resize_mode={sam.resize_mode}, the students {resize_mode}: set "
+            f"model.resize_mode={sam.resize_mode}"
         )
     if sam.name.startswith("sam_") and image_size != sam.image_size:
         raise ValueError(
@@ -92,10 +92,10 @@ def check_teacher(teacher: SegmenterTeacher, image_size: int, preprocess: str) -
         )
 
 
-def teacher_decoder(teacher: Teacher, checkpoint: str | None, *, image_size: int, preprocess: str) -> Sam:
+def teacher_decoder(teacher: Teacher, checkpoint: str | None, *, image_size: int, resize_mode: str) -> Sam:
     """The second half of the teacher's segmenter, frozen: embeddings and prompts in, masks out."""
     own = teacher.sam if isinstance(teacher, SegmenterTeacher) and checkpoint is None else None
-    options = {"name": "teacher", "image_size": image_size, "preprocess": preprocess, "decoder": "sam"}
+    options = {"name": "teacher", "image_size": image_size, "resize_mode": resize_mode, "decoder": "sam"}
     if own:
         options |= {"decoder": own.decoder, "several_for": own.several_for}
 

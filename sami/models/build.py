@@ -20,20 +20,20 @@ from sami.models.sam import Sam
 from sami.models.sam_checkpoints import backbone_only, decoder_only, to_ours, vit_to_efficient_vit
 from sami.models.timm_encoder import TimmEncoder
 
-MODELS = {  # name: preprocess, decoder as released; besides, timm/NAME has any timm backbone
+MODELS = {  # name: resize_mode, decoder as released; besides, timm/NAME has any timm backbone
     "sam_vit_b": ("pad", "sam"),
     "sam_vit_l": ("pad", "sam"),
     "sam_vit_h": ("pad", "sam"),
     "mobile_sam": ("pad", "sam"),
     "repvit_sam": ("pad", "sam"),
     "repvit_sam_m1_1": ("pad", "sam"),  # never released; a smaller RepViT
-    "efficient_sam_vitt": ("squash", "efficient_sam"),
-    "efficient_sam_vits": ("squash", "efficient_sam"),
-    "efficient_sam_vitb": ("squash", "efficient_sam"),  # never released; the paper's Table 2 has the encoder
+    "efficient_sam_vitt": ("stretch", "efficient_sam"),
+    "efficient_sam_vits": ("stretch", "efficient_sam"),
+    "efficient_sam_vitb": ("stretch", "efficient_sam"),  # never released; the paper's Table 2 has the encoder
 }
 TIMM = "timm/"  # begins the names of segmenters with a timm backbone
 EFFICIENT_SIZES = {"t": "tiny", "s": "small", "b": "base"}
-OPTIONS = ("name", "image_size", "preprocess", "decoder", "several_for")  # what a file of `save_sam` says of its model
+OPTIONS = ("name", "image_size", "resize_mode", "decoder", "several_for")  # what a file of `save_sam` says of its model
 
 
 def build_sam(
@@ -41,7 +41,7 @@ def build_sam(
     checkpoint: str | Path | None = None,
     *,
     image_size: int | None = None,
-    preprocess: str | None = None,
+    resize_mode: str | None = None,
     decoder: str | None = None,
     drop_path: float = 0.0,
     fused: bool = False,
@@ -52,7 +52,7 @@ def build_sam(
         name: one of `MODELS`, or "timm/resnet18" for any timm backbone, see `TimmEncoder`. A file of `save_sam` knows
             its own.
         checkpoint: a released file under its original names, or one of `save_sam`. None: random weights.
-        image_size, preprocess, decoder: see `Sam`. None: as the file says, or as the model was released (1024).
+        image_size, resize_mode, decoder: see `Sam`. None: as the file says, or as the model was released (1024).
         drop_path: in training, chance to leave out the image encoder's last block; RepViT has none.
         fused: faster convolutions for prediction alone, see `fuse_branches`.
 
@@ -60,7 +60,7 @@ def build_sam(
         ValueError: unknown or contradicting choices, or the file is missing, damaged, of another model, or would run
             code; a missing or unknown parameter is named.
     """
-    asked = {"name": name, "image_size": image_size, "preprocess": preprocess, "decoder": decoder}
+    asked = {"name": name, "image_size": image_size, "resize_mode": resize_mode, "decoder": decoder}
     described = {} if checkpoint is None else read_description(checkpoint)
     if name is None and checkpoint is not None and "name" not in described:
         load_state_dict_file(checkpoint)  # a missing or damaged file is told as such
@@ -170,7 +170,7 @@ def read_description(path: str | Path) -> dict[str, object]:
             described = json.loads((file.metadata() or {}).get("sam", "{}"))
     except (SafetensorError, ValueError):
         return {}  # reading the tensors says what is wrong with the file
-    kinds = {"name": str, "image_size": int, "preprocess": str, "decoder": str, "several_for": str}
+    kinds = {"name": str, "image_size": int, "resize_mode": str, "decoder": str, "several_for": str}
     sound = isinstance(described, dict) and all(isinstance(described.get(key), kind) for key, kind in kinds.items())
     if described and not sound:
         raise ValueError(f"{path}: what its header says of the model is not what save_sam writes ({described})")

@@ -12,7 +12,7 @@ from sami.models.prompt_encoder import PATCH_SIZE, PromptEncoder
 from sami.models.two_way_transformer import ImageSide
 from sami.ops.prompts import SEVERAL_FOR, draw_prompts
 
-PREPROCESS = ("pad", "squash")
+RESIZE_MODES = ("pad", "stretch")
 DECODERS = ("sam", "sam_drawn_prompts", "efficient_sam")
 
 
@@ -23,7 +23,7 @@ class Sam(nn.Module):
         image_encoder: [B, 3, H, W] -> [B, 256, gh, gw].
         name: of the model, see `sami.models.build.build_sam`.
         image_size: pixels per side of the square that it was made for.
-        preprocess: how a photo gets there: "pad", longest side and zeros to the right and below (SAM), or "squash",
+        resize_mode: how a photo gets there: "pad", longest side and zeros to the right and below (SAM), or "stretch",
             both sides on their own (EfficientSAM).
         decoder: "sam"; or "sam_drawn_prompts", SAM's with the same weights, whose prompts are drawn as well (see
             `draw_prompts`; this project's own, for training from random weights): the drawing is the mask prompt where
@@ -34,7 +34,7 @@ class Sam(nn.Module):
             `decoder` was released.
 
     Raises:
-        ValueError: unknown `preprocess`, `decoder` or `several_for`, or `image_size` is not a multiple of 16.
+        ValueError: unknown `resize_mode`, `decoder` or `several_for`, or `image_size` is not a multiple of 16.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class Sam(nn.Module):
         *,
         name: str,
         image_size: int = 1024,
-        preprocess: str,
+        resize_mode: str,
         decoder: str,
         several_for: str | None = None,
     ) -> None:
         super().__init__()
-        if preprocess not in PREPROCESS:
-            raise ValueError(f"preprocess={preprocess!r}: choose one of {', '.join(PREPROCESS)}")
+        if resize_mode not in RESIZE_MODES:
+            raise ValueError(f"resize_mode={resize_mode!r}: choose one of {', '.join(RESIZE_MODES)}")
         if decoder not in DECODERS:
             raise ValueError(f"decoder={decoder!r}: choose one of {', '.join(DECODERS)}")
         several_for = several_for or ("any" if decoder == "efficient_sam" else "lone")
@@ -57,7 +57,7 @@ class Sam(nn.Module):
             raise ValueError(f"several_for={several_for!r}: choose one of {', '.join(SEVERAL_FOR)}")
         if image_size <= 0 or image_size % PATCH_SIZE:
             raise ValueError(f"image_size={image_size}: give a multiple of {PATCH_SIZE} pixels")
-        self.name, self.image_size, self.preprocess, self.decoder = name, image_size, preprocess, decoder
+        self.name, self.image_size, self.resize_mode, self.decoder = name, image_size, resize_mode, decoder
         self.several_for = several_for
         self.draws_prompts = decoder == "sam_drawn_prompts"
         variant = "sam" if self.draws_prompts else decoder

@@ -19,13 +19,13 @@ class Frame:
         original_size: (Ho, Wo).
         input_size: (H, W), what the photo is resized to.
         image_size: S.
-        squash: resize as EfficientSAM does, not as SAM.
+        stretch: resize as EfficientSAM does, not as SAM.
     """
 
     original_size: tuple[int, int]
     input_size: tuple[int, int]
     image_size: int
-    squash: bool
+    stretch: bool
 
     def scale(self, coords: Tensor) -> Tensor:
         """[2] (x, y) model pixels per original pixel, for `coords`."""
@@ -49,13 +49,13 @@ class Frame:
         return self.to_original(boxes.unflatten(-1, (2, 2))).flatten(-2)
 
     def resize(self, image: Tensor) -> Tensor:
-        """uint8 [B, 3, Ho, Wo] -> [B, 3, H, W]: uint8, or float in 0 to 255 where it is squashed.
+        """uint8 [B, 3, Ho, Wo] -> [B, 3, H, W]: uint8, or float in 0 to 255 where it is stretched.
 
         As the models were released. SAM resizes with Pillow, antialiased and rounded to whole values; torch's uint8
         kernel differs by 1 in one value of 400. EfficientSAM resizes float pixels, and does not smooth what it
         shrinks.
         """
-        if self.squash:
+        if self.stretch:
             return F.interpolate(image.float(), self.input_size, mode="bilinear")
         return F.interpolate(image, self.input_size, mode="bilinear", antialias=True)
 
@@ -76,7 +76,7 @@ class Frame:
         As released: SAM enlarges to the square, cuts the padding off, and resizes, bilinear both times; EfficientSAM
         resizes once, bicubic.
         """
-        if self.squash:
+        if self.stretch:
             return F.interpolate(low_res_masks, self.original_size, mode="bicubic")
         (H, W), S = self.input_size, self.image_size
         square = F.interpolate(low_res_masks, (S, S), mode="bilinear")
@@ -91,9 +91,9 @@ def longest_side_frame(original_size: tuple[int, int], image_size: int) -> Frame
     """The photo's longest side fills the square's; sides are rounded, and never to nothing."""
     scale = image_size / max(original_size)
     input_size = tuple(max(int(side * scale + 0.5), 1) for side in original_size)
-    return Frame(tuple(original_size), input_size, image_size, squash=False)
+    return Frame(tuple(original_size), input_size, image_size, stretch=False)
 
 
-def squash_frame(original_size: tuple[int, int], image_size: int) -> Frame:
+def stretch_frame(original_size: tuple[int, int], image_size: int) -> Frame:
     """Both sides of the photo fill the square's, each on its own."""
-    return Frame(tuple(original_size), (image_size, image_size), image_size, squash=True)
+    return Frame(tuple(original_size), (image_size, image_size), image_size, stretch=True)

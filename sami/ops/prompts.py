@@ -135,7 +135,7 @@ def draw_prompts(
 
     Of a box: what objects look like in their boxes on average, near enough an ellipse; 3 inside, falling to -16
     within two cells outside the box. (At -8 the chances of all the cells far away add up to more than a small
-    object, and `dice_loss` is about them.) How steep it is was chosen for masks enlarged as `preprocess="squash"`
+    object, and `dice_loss` is about them.) How steep it is was chosen for masks enlarged as `resize_mode="stretch"`
     does; the bilinear way of "pad" makes objects of a few cells smaller. Of foreground clicks: discs around them,
     whose radius is `DISC` of the drawing's longer side, 1 in the middle, 0 at the radius and -4 from three radii
     on, since that is no more than a guess. Clicks in a box add nothing to it, others their disc, which ends as the

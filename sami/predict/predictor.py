@@ -15,7 +15,7 @@ from torch import Tensor
 from sami.data.transforms import normalize
 from sami.models.sam import Sam
 from sami.models.two_way_transformer import ImageSide
-from sami.ops.frames import Frame, longest_side_frame, squash_frame
+from sami.ops.frames import Frame, longest_side_frame, stretch_frame
 from sami.ops.prompts import BOTTOM_RIGHT, TOP_LEFT
 from sami.predict.photo import to_rgb
 from sami.predict.prompts import Prompt, read_prompt, stack_prompts
@@ -76,7 +76,7 @@ class SamPredictor:
         if len(image_list) == 0:
             raise ValueError("no images: give at least one")
         self.reset_image()
-        fit = longest_side_frame if self.model.preprocess == "pad" else squash_frame
+        fit = longest_side_frame if self.model.resize_mode == "pad" else stretch_frame
         frames, squares = [], []
         for photo in image_list:
             pixels = to_rgb(photo, image_format=image_format)

@@ -12,7 +12,7 @@ import numpy as np
 
 from sami.models.sam import Sam
 from sami.ops.boxes import window_around
-from sami.ops.frames import squash_frame
+from sami.ops.frames import stretch_frame
 from sami.predict.photo import to_rgb
 from sami.predict.predictor import IMAGES_AT_ONCE, Photo, SamPredictor
 from sami.predict.prompts import as_floats, check_box
@@ -43,7 +43,7 @@ def predict_zoomed(
     corners = as_floats(boxes, "boxes")
     if corners.numel() and (corners.ndim != 2 or corners.shape[1] != 4):
         raise ValueError(f"boxes are {list(corners.shape)}: give [Q, 4], x0 y0 x1 y1 of each")
-    whole, K = squash_frame(size, model.image_size), 3 if multimask_output else 1
+    whole, K = stretch_frame(size, model.image_size), 3 if multimask_output else 1
     inside = [np.clip(check_box(box, whole).numpy(), 0, (Wo, Ho, Wo, Ho)) for box in corners]
     windows = [window_around(box.tolist(), size, image_size=model.image_size) for box in inside]
     masks, ious = np.zeros((len(corners), K, Ho, Wo), dtype=bool), np.zeros((len(corners), K), dtype=np.float32)

@@ -123,7 +123,7 @@ def test_polygons_for_an_image_of_another_size_are_a_broken_image(tmp_path, stat
         photo.size()
     for draw in (draw_objects, partial(make_view, flip=0)):
         with pytest.raises(BrokenImage, match="masks are for"):
-            draw(photo, MaskFrame(64, 16, "squash", 0.9), np.random.default_rng(0), num_masks=3)
+            draw(photo, MaskFrame(64, 16, "stretch", 0.9), np.random.default_rng(0), num_masks=3)
     for side in ("height", "width"):
         del content["images"][0][side]
     file.write_text(json.dumps(content))

@@ -16,7 +16,7 @@ from sami.ops.rle import encode_mask
 
 def train_views(source, *, seed: int = 0, num_masks: int = 3, flip: float = 0.5, **frame) -> TrainMaskViews:
     order = ShuffledOrder(source.counts, seed=seed, window=2, epoch_size=8)
-    own = MaskFrame(**{"side": 32, "mask_side": 16, "preprocess": "squash", "max_area": 0.9, **frame})
+    own = MaskFrame(**{"side": 32, "mask_side": 16, "resize_mode": "stretch", "max_area": 0.9, **frame})
     return TrainMaskViews(source, order, seed=seed, frame=own, num_masks=num_masks, flip=flip)
 
 
@@ -55,14 +55,14 @@ def painted(height: int, width: int, seed: int) -> tuple[MaskedPhoto, np.ndarray
     return MaskedPhoto(encode(image, "PNG"), [rle(masks[0])]), masks[0]
 
 
-@pytest.mark.parametrize("preprocess", ["squash", "pad"])
+@pytest.mark.parametrize("resize_mode", ["stretch", "pad"])
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize("size", [(48, 64), (90, 33), (200, 140)])
 @pytest.mark.parametrize("mask_side", [64, 16])
-def test_masks_lie_where_the_image_shows_them(preprocess, flip, size, mask_side) -> None:
+def test_masks_lie_where_the_image_shows_them(resize_mode, flip, size, mask_side) -> None:
     """To a fraction of a pixel: the white of the resized image and the mask have the same area and centre."""
     photo, _ = painted(*size, seed=size[0])
-    frame = MaskFrame(64, mask_side, preprocess, 0.9)
+    frame = MaskFrame(64, mask_side, resize_mode, 0.9)
     view = make_view(photo, frame, np.random.default_rng(0), num_masks=1, flip=flip)
     (mask,), white = view.masks, view.image[0].float() / 255
     cell = 64 // mask_side
@@ -73,16 +73,16 @@ def test_masks_lie_where_the_image_shows_them(preprocess, flip, size, mask_side)
         centres = [float((picture.sum(axis) * place).sum() / picture.sum()) for picture in (mask, white)]
         assert centres[0] == pytest.approx(centres[1], abs=0.12 if cell == 1 else 1.0)
     height, width = view.input_size
-    assert (height, width) == ((64, 64) if preprocess == "squash" else frame.of(size).input_size)
+    assert (height, width) == ((64, 64) if resize_mode == "stretch" else frame.of(size).input_size)
     assert not view.image[:, height:].any() and not view.image[:, :, width:].any()
 
 
-@pytest.mark.parametrize("preprocess", ["squash", "pad"])
+@pytest.mark.parametrize("resize_mode", ["stretch", "pad"])
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize("mask_side", [64, 16])
-def test_masks_lie_where_a_window_shows_them(preprocess, flip, mask_side) -> None:
+def test_masks_lie_where_a_window_shows_them(resize_mode, flip, mask_side) -> None:
     """Random windows of random photos; also where a cell is cut by the window's edge."""
-    frame, cell = MaskFrame(64, mask_side, preprocess, 0.9), 64 // mask_side
+    frame, cell = MaskFrame(64, mask_side, resize_mode, 0.9), 64 // mask_side
     seen = set()
     for seed in range(12):
         photo, _ = painted(90, 130, seed=seed)
@@ -111,11 +111,11 @@ def test_a_window_has_the_photos_shape_and_the_area_that_was_asked_for() -> None
     assert left.min() == 0 and (left + width).max() == 400
 
 
-@pytest.mark.parametrize("preprocess", ["squash", "pad"])
-def test_what_lies_beyond_a_windows_edge_is_not_in_it(preprocess) -> None:
+@pytest.mark.parametrize("resize_mode", ["stretch", "pad"])
+def test_what_lies_beyond_a_windows_edge_is_not_in_it(resize_mode) -> None:
     """Cells at the edge may reach beyond it, where the photo goes on; and where a mask is all there is, it is none."""
     photo = MaskedPhoto(encode(np.zeros((60, 90, 3), dtype=np.uint8)), [])
-    frame, window = MaskFrame(64, 16, preprocess, 0.9), (10, 20, 31, 47)
+    frame, window = MaskFrame(64, 16, resize_mode, 0.9), (10, 20, 31, 47)
     inside = np.zeros((60, 90), dtype=bool)
     inside[10:41, 20:67] = True
     assert frame.mask(rle(~inside), photo.size(), flip=False, window=window) is None
@@ -140,7 +140,7 @@ def test_a_box_is_that_of_the_masks_pixels_not_of_its_cells() -> None:
 
 def test_a_zoom_shows_a_mask_whole() -> None:
     """Masks of 40 pixels: 1.5 to 3 times as wide, every magnification equally often."""
-    frame, sides = MaskFrame(64, 64, "squash", 0.9), []
+    frame, sides = MaskFrame(64, 64, "stretch", 0.9), []
     for seed in range(40):
         mask = np.zeros((400, 300), dtype=bool)
         y, x = np.random.default_rng(100 + seed).integers(0, (360, 250))
@@ -169,7 +169,7 @@ def test_a_window_without_masks_gives_way_to_the_photo() -> None:
     masks = np.zeros((64, 64), dtype=bool)
     masks[:2, :2] = True
     photo = MaskedPhoto(encode(np.zeros((64, 64, 3), dtype=np.uint8)), [rle(masks)])
-    frame = MaskFrame(64, 64, "squash", 0.9)
+    frame = MaskFrame(64, 64, "stretch", 0.9)
     views = [make_view(photo, frame, np.random.default_rng(s), num_masks=1, flip=0, min_crop=0.1) for s in range(20)]
     whole = [torch.equal(view.masks[0], torch.from_numpy(masks)) for view in views]
     assert sum(whole) > 10
@@ -183,7 +183,7 @@ def test_longest_side_is_rounded_as_sam_does() -> None:
 
 def test_masks_of_another_scale_are_whole_at_the_images_own_size() -> None:
     photo, mask = painted(64, 64, seed=3)
-    view = make_view(photo, MaskFrame(64, 64, "squash", 0.9), np.random.default_rng(0), num_masks=1, flip=0)
+    view = make_view(photo, MaskFrame(64, 64, "stretch", 0.9), np.random.default_rng(0), num_masks=1, flip=0)
     assert np.array_equal(view.masks[0].numpy(), mask)
 
 
@@ -197,7 +197,7 @@ def test_large_and_empty_masks_are_dropped_and_tiny_ones_are_not() -> None:
     image = encode(np.zeros((64, 64, 3), dtype=np.uint8))
     photo = MaskedPhoto(image, [rle(mask) for mask in masks])
     for side in (64, 16, 4):
-        frame = MaskFrame(64, side, "squash", 0.9)
+        frame = MaskFrame(64, side, "stretch", 0.9)
         view = make_view(photo, frame, np.random.default_rng(0), num_masks=9, flip=0)
         areas = sorted(int(mask.sum()) for mask in view.masks)
         assert len(areas) == 3 and areas[0] == 1
@@ -211,7 +211,7 @@ def test_large_and_empty_masks_are_dropped_and_tiny_ones_are_not() -> None:
 def test_masks_that_are_not_drawn_are_not_decoded(tmp_path) -> None:
     photo, _ = painted(48, 64, seed=0)
     photo = photo._replace(segmentations=photo.segmentations * 9 + ["nonsense"])
-    frame = MaskFrame(32, 32, "squash", 0.9)
+    frame = MaskFrame(32, 32, "stretch", 0.9)
     drawn = []
     for seed in range(40):
         try:
@@ -241,7 +241,7 @@ def test_broken_photos_are_replaced_and_reported(tmp_path) -> None:
 
 def test_coco_polygons_become_masks(tmp_path) -> None:
     source = open_mask_source(str(write_coco(tmp_path, 9)))
-    batch = train_views(source, num_masks=4, flip=0, side=64, mask_side=64, preprocess="pad").__getitems__([0, 1])
+    batch = train_views(source, num_masks=4, flip=0, side=64, mask_side=64, resize_mode="pad").__getitems__([0, 1])
     assert batch["valid"].sum(1).tolist() == [3, 3]
     sizes = {int(encode_mask(mask)[1::2].sum()) for mask in batch["masks"][0]}
     assert len(sizes) == 3 and min(sizes) > 50

@@ -7,7 +7,7 @@ from sami.data.square_photos import content_mask
 from sami.data.transforms import normalize
 
 OPTIONS = {
-    **{"image_size": 64, "mask_size": None, "preprocess": "pad", "num_masks": 4, "num_val_masks": 2, "max_area": 0.9},
+    **{"image_size": 64, "mask_size": None, "resize_mode": "pad", "num_masks": 4, "num_val_masks": 2, "max_area": 0.9},
     **{"flip": 0.5, "min_crop": 1.0, "zoom_chance": 0.0},
     **{"seed": 0, "num_workers": 0, "shuffle_window": 1, "val_batch_size": 2},
 }
@@ -47,7 +47,7 @@ def test_validation_sets_by_name(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"preprocess": "crop"}, "choose squash or pad"),
+        ({"resize_mode": "crop"}, "choose stretch or pad"),
         ({"num_masks": 0}, "num_masks=0"),
         ({"max_area": 0}, "max_area=0"),
         ({"min_crop": 1.1}, "min_crop=1.1"),

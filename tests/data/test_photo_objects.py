@@ -28,7 +28,7 @@ def test_batches(tmp_path) -> None:
 @pytest.mark.parametrize("write", [write_sa1b_folder, write_coco])
 def test_which_masks_and_what_they_are_does_not_depend_on_the_models_frame(tmp_path, write) -> None:
     source = open_mask_source(str(write(tmp_path / "photos", 6)))
-    frames = [MaskFrame(16, 4, "pad", 0.9), MaskFrame(128, 32, "squash", 0.5)]
+    frames = [MaskFrame(16, 4, "pad", 0.9), MaskFrame(128, 32, "stretch", 0.5)]
     small, large = (EvalMaskViews(source, seed=0, frame=frame, num_masks=2) for frame in frames)
     for rows in ([0, 1], [4]):
         for ours, theirs in zip(*(views.__getitems__(rows)["objects"] for views in (small, large)), strict=True):
@@ -60,7 +60,7 @@ def test_masks_larger_than_training_takes_are_asked_for_and_empty_ones_are_not()
     drawn = np.zeros((3, 20, 30), dtype=bool)
     drawn[0], drawn[1, 3, 4] = True, True
     photo = MaskedPhoto(encode(draw_scene(0, drawn)), [rle(mask) for mask in drawn])
-    frame = MaskFrame(16, 4, "squash", 0.9)
+    frame = MaskFrame(16, 4, "stretch", 0.9)
     assert len(draw_objects(photo, frame, np.random.default_rng(0), num_masks=9)) == 2
     with pytest.raises(BrokenImage, match="none of its 1 masks can be used"):
         draw_objects(photo._replace(segmentations=[rle(drawn[2])]), frame, np.random.default_rng(0), num_masks=9)

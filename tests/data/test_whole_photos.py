@@ -19,7 +19,7 @@ from sami.data.whole_views import content_cells
 from sami.targets.cached import CachedTeacher
 
 OPTIONS = {
-    **{"image_size": 64, "preprocess": "pad", "num_prompts": 3, "num_val_masks": 2, "seed": 0},
+    **{"image_size": 64, "resize_mode": "pad", "num_prompts": 3, "num_val_masks": 2, "seed": 0},
     **{"num_workers": 0, "shuffle_window": 1, "cache": None, "val_batch_size": 2},
 }
 
@@ -100,7 +100,7 @@ def test_a_cache_is_refused_where_it_does_not_fit(made, tmp_path) -> None:
     with pytest.raises(ValueError, match="photos"):
         build(str(write_sa1b_folder(tmp_path / "other", 4)), None, cache=str(folder))
     with pytest.raises(ValueError, match="whose photos are padded"):
-        build(str(photos), None, cache=str(folder), preprocess="squash")
+        build(str(photos), None, cache=str(folder), resize_mode="stretch")
     data = build(str(photos), {"a": str(photos), "b": str(photos)}, cache=str(folder))
     assert not data.knows_teacher("a")  # which of several it was written for is not known
 

@@ -20,7 +20,7 @@ from sami.models.segmenter_teacher import SegmenterTeacher
 from sami.models.teachers import TimmTeacher
 
 START = {
-    **{"names": ["vit_t"], "init": {}, "decoder_checkpoint": None, "image_size": 64, "preprocess": "pad"},
+    **{"names": ["vit_t"], "init": {}, "decoder_checkpoint": None, "image_size": 64, "resize_mode": "pad"},
     "drop_path": 0.0,
 }
 OPTIONS = {
@@ -45,7 +45,7 @@ def teacher() -> SegmenterTeacher:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> WholePhotoData:
     folder = str(write_sa1b_folder(tmp_path_factory.mktemp("photos"), 6))
-    options = {"image_size": 64, "preprocess": "pad", "num_prompts": 4, "num_val_masks": 3, "seed": 0}
+    options = {"image_size": 64, "resize_mode": "pad", "num_prompts": 4, "num_val_masks": 3, "seed": 0}
     options |= {"num_workers": 0, "shuffle_window": 1, "cache": None, "val_batch_size": 4}
     data = WholePhotoData(folder, folder, **options)
     data.set_stream(batch_size=2, epoch_size=6, num_batches=3)
@@ -192,7 +192,7 @@ def test_a_student_learns(teacher, data) -> None:
 def test_what_students_can_be(teacher, tmp_path) -> None:
     students, judge = start_students(teacher, **{**START, "names": ["tiny_vit_5m", "repvit_m1_1"]})
     assert [student.name for student in students.values()] == ["mobile_sam", "repvit_sam_m1_1"]
-    assert all((student.image_size, student.preprocess) == (64, "pad") for student in students.values())
+    assert all((student.image_size, student.resize_mode) == (64, "pad") for student in students.values())
     other = build_sam("timm/test_resnet")
     torch.save(other.state_dict(), tmp_path / "sam.pth")
     _, judge = start_students(teacher, **{**START, "names": [SMALL], "decoder_checkpoint": str(tmp_path / "sam.pth")})

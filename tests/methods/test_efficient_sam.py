@@ -37,7 +37,7 @@ def build(decoder: str = "sam", *, drop_path: float = 0.0, protocol: object = No
 
 def batch_of(tmp_path, rows: list[int] = (0, 1, 2, 3)) -> dict[str, Tensor]:
     folder = str(write_sa1b_folder(tmp_path / "photos", 8))
-    options = {"image_size": 32, "mask_size": 16, "preprocess": "squash", "num_masks": 3, "num_val_masks": 3}
+    options = {"image_size": 32, "mask_size": 16, "resize_mode": "stretch", "num_masks": 3, "num_val_masks": 3}
     options |= {"max_area": 0.9, "flip": 0.0, "min_crop": 1.0, "zoom_chance": 0.0}
     options |= {"seed": 0, "num_workers": 0, "shuffle_window": 1, "val_batch_size": 2}
     data = MaskData(folder, None, **options)
@@ -168,11 +168,11 @@ def test_protocols_that_the_model_does_not_know() -> None:
 
 def test_data_of_another_frame_is_refused() -> None:
     method = build()
-    frame = SimpleNamespace(side=64, preprocess="squash")
+    frame = SimpleNamespace(side=64, resize_mode="stretch")
     device = SimpleNamespace(root_device=torch.device("cpu"))
     trainer = SimpleNamespace(datamodule=SimpleNamespace(frame=frame), strategy=device)
     own = SimpleNamespace(trainer=trainer, model=method.model, clock=method.clock)
-    with pytest.raises(ValueError, match="image_size=64 and preprocess=squash, the model 32 and squash"):
+    with pytest.raises(ValueError, match="image_size=64 and resize_mode=stretch, the model 32 and stretch"):
         EfficientSAMFinetuning.setup(own, "fit")
 
 

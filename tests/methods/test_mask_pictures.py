@@ -3,12 +3,12 @@ import torch
 
 from sami.data.transforms import normalize
 from sami.methods.mask_pictures import COLORS, TITLE_HEIGHT, draw_sheet, paint, photo_of
-from sami.ops.frames import longest_side_frame, squash_frame
+from sami.ops.frames import longest_side_frame, stretch_frame
 
 
 def test_the_photo_comes_out_of_the_square_as_it_was() -> None:
     photo = torch.randint(0, 256, (1, 3, 6, 8)).repeat_interleave(8, 2).repeat_interleave(8, 3).byte()  # [1, 3, 48, 64]
-    for fit in (longest_side_frame, squash_frame):
+    for fit in (longest_side_frame, stretch_frame):
         frame = fit((48, 64), 128)
         seen = normalize(frame.pad(frame.resize(photo).round().byte()))
         back = photo_of(seen, frame)

@@ -13,7 +13,7 @@ from sami.methods import mask_validation
 from sami.methods.mask_validation import KINDS, MaskScores, masks_from_prompts, point_at
 from sami.models.build import build_sam
 from sami.ops.boxes import box_to_mask, mask_to_box
-from sami.ops.frames import longest_side_frame, squash_frame
+from sami.ops.frames import longest_side_frame, stretch_frame
 from sami.ops.masks import innermost_pixel, mask_iou
 from sami.ops.prompts import BACKGROUND, FOREGROUND
 from sami.predict.predictor import SamPredictor
@@ -102,7 +102,7 @@ def some_objects(size: tuple[int, int] = (H, W), fit=longest_side_frame) -> Phot
     masks = draw_masks(0, 5, height=size[0] - 2, width=size[1])
     masks = np.pad(masks, ((0, 0), (2, 0), (0, 0)))
     photo = MaskedPhoto(encode(draw_scene(0, masks)), [rle(mask) for mask in masks])
-    frame = MaskFrame(32, 8, "pad" if fit is longest_side_frame else "squash", 0.9)
+    frame = MaskFrame(32, 8, "pad" if fit is longest_side_frame else "stretch", 0.9)
     return draw_objects(photo, frame, np.random.default_rng(0), num_masks=9)
 
 
@@ -135,8 +135,8 @@ def test_boxes_are_asked_once_more_in_windows_around_them(monkeypatch) -> None:
     """The same as a person gets, and counted by the object wherever groups begin."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build_sam("efficient_sam_vitt", decoder="sam", preprocess="squash", image_size=64)
-    objects = some_objects((60, 80), squash_frame)
+        model = build_sam("efficient_sam_vitt", decoder="sam", resize_mode="stretch", image_size=64)
+    objects = some_objects((60, 80), stretch_frame)
     masks, _ = objects.take(slice(9), objects.frame)
     found, ious = predict_zoomed(model, objects.pixels(), mask_to_box(masks)[0].numpy())
     best = torch.from_numpy(found[range(len(ious)), ious.argmax(1)])
@@ -153,8 +153,8 @@ def test_boxes_are_asked_once_more_in_windows_around_them(monkeypatch) -> None:
 
 def test_the_answers_without_a_model_do_not_depend_on_the_models_frame() -> None:
     trivial = ("filled_box", "click_disc", "uniform_disc")
-    whole, squashed = (scores_of(some_objects((60, 80), fit)) for fit in (longest_side_frame, squash_frame))
-    assert [whole[name] for name in trivial] == [squashed[name] for name in trivial]
+    whole, stretched = (scores_of(some_objects((60, 80), fit)) for fit in (longest_side_frame, stretch_frame))
+    assert [whole[name] for name in trivial] == [stretched[name] for name in trivial]
 
 
 def test_large_photos_are_compared_on_a_smaller_grid(monkeypatch) -> None:
@@ -167,11 +167,11 @@ def test_large_photos_are_compared_on_a_smaller_grid(monkeypatch) -> None:
         assert smaller[name] == pytest.approx(whole[name], abs=0.1), name
 
 
-@pytest.mark.parametrize("preprocess", ["pad", "squash"])
-def test_what_is_measured_is_what_the_predictor_gives(preprocess) -> None:
+@pytest.mark.parametrize("resize_mode", ["pad", "stretch"])
+def test_what_is_measured_is_what_the_predictor_gives(resize_mode) -> None:
     """Box and first click, of a photo whose sides no cell divides: the same pixels, to the last one."""
     torch.manual_seed(0)
-    model = build_sam("efficient_sam_vitt", decoder="sam", preprocess=preprocess, image_size=64)
+    model = build_sam("efficient_sam_vitt", decoder="sam", resize_mode=resize_mode, image_size=64)
     drawn = draw_masks(3, 2, height=57, width=83)
     pixels = draw_scene(3, drawn)
     predictor = SamPredictor(model)

@@ -15,7 +15,7 @@ from sami.models.vit import ViT
 
 @pytest.fixture(scope="module")
 def tiny():
-    return build_sam("efficient_sam_vitt", decoder="sam", preprocess="pad", image_size=64)
+    return build_sam("efficient_sam_vitt", decoder="sam", resize_mode="pad", image_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_every_name_builds(name):
     with torch.device("meta"):
         sam = build_sam(name)
     assert sam.name == name and sam.image_size == 1024 and not sam.training
-    assert sam.preprocess == ("squash" if name.startswith("efficient") else "pad")
+    assert sam.resize_mode == ("stretch" if name.startswith("efficient") else "pad")
     assert sam.prompt_encoder.takes_background != name.startswith("efficient")
 
 
@@ -45,7 +45,7 @@ def test_own_file_describes_its_model(tiny, tmp_path):
     path = tmp_path / "sam.safetensors"
     save_sam(tiny, path)
     again = build_sam(checkpoint=path)
-    for option in ("name", "image_size", "preprocess", "decoder", "several_for"):
+    for option in ("name", "image_size", "resize_mode", "decoder", "several_for"):
         assert getattr(again, option) == getattr(tiny, option)
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_which_prompts_get_several_answers(tmp_path):
     save_sam(sam, tmp_path / "sam.safetensors")
     assert build_sam(checkpoint=tmp_path / "sam.safetensors").several_for == "click"
     with pytest.raises(ValueError, match="several_for='box': choose one of any, lone, click"):
-        Sam(torch.nn.Identity(), name="x", preprocess="pad", decoder="sam", several_for="box")
+        Sam(torch.nn.Identity(), name="x", resize_mode="pad", decoder="sam", several_for="box")
 
 
 def test_sams_own_encoders_have_one_size():
@@ -143,7 +143,7 @@ def test_a_description_that_is_none(tiny, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={"sam": "{"})
     with pytest.raises(ValueError, match=r"odd\.safetensors does not fit Sam"):
         build_sam("efficient_sam_vitt", tmp_path / "odd.safetensors")
-    sound = {"name": "x", "image_size": 64, "preprocess": "pad", "decoder": "sam", "several_for": "lone"}
+    sound = {"name": "x", "image_size": 64, "resize_mode": "pad", "decoder": "sam", "several_for": "lone"}
     for described, message in (
         (sound, "name='x'"),
         ({**sound, "image_size": "big"}, "not what save_sam writes"),

@@ -19,7 +19,7 @@ SIDE = 8  # cells of the test's images, 128 pixels
 def small_sam(decoder: str = "sam") -> Sam:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sam = Sam(torch.nn.Identity(), name="test", image_size=128, preprocess="pad", decoder=decoder).eval()
+        sam = Sam(torch.nn.Identity(), name="test", image_size=128, resize_mode="pad", decoder=decoder).eval()
         for parameter in sam.parameters():  # zero biases and unit norms would hide where they are left out
             parameter.data.add_(torch.randn(parameter.shape), alpha=0.02)
     return sam.double()
@@ -269,9 +269,9 @@ def test_shapes_and_masks_that_do_not_fit():
 def test_unknown_choices():
     encoder = build_image_encoder("efficient_sam_vitt")
     for options, message in (
-        ({"preprocess": "crop", "decoder": "sam"}, "preprocess='crop'"),
-        ({"preprocess": "pad", "decoder": "sam2"}, "decoder='sam2'"),
-        ({"preprocess": "pad", "decoder": "sam", "image_size": 100}, "image_size=100: give a multiple of 16"),
+        ({"resize_mode": "crop", "decoder": "sam"}, "resize_mode='crop'"),
+        ({"resize_mode": "pad", "decoder": "sam2"}, "decoder='sam2'"),
+        ({"resize_mode": "pad", "decoder": "sam", "image_size": 100}, "image_size=100: give a multiple of 16"),
     ):
         with pytest.raises(ValueError, match=message):
             Sam(encoder, name="test", **options)
@@ -280,7 +280,7 @@ def test_unknown_choices():
 @pytest.mark.parametrize("multimask_output", [True, False])
 def test_before_training_a_drawn_prompt_is_answered_by_its_drawing(multimask_output, monkeypatch):
     """What the network adds is learned: until then it is nothing."""
-    sam = Sam(torch.nn.Identity(), name="test", image_size=128, preprocess="pad", decoder="sam_drawn_prompts").eval()
+    sam = Sam(torch.nn.Identity(), name="test", image_size=128, resize_mode="pad", decoder="sam_drawn_prompts").eval()
     coords = torch.tensor([[[[16.0, 32], [48, 64]], [[63.5, 63.5], [0, 0]], [[1, 1], [0, 0]]]])
     labels = torch.tensor([[[2, 3], [1, -1], [0, -1]]])
     embeddings = torch.randn(1, 256, SIDE, SIDE)

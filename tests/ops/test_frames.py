@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from sami.ops.frames import longest_side_frame, squash_frame
+from sami.ops.frames import longest_side_frame, stretch_frame
 
 
-@pytest.mark.parametrize("fit", [longest_side_frame, squash_frame])
+@pytest.mark.parametrize("fit", [longest_side_frame, stretch_frame])
 @pytest.mark.parametrize("size", [(600, 800), (37, 20), (1, 1), (3, 20000)])
 def test_there_and_back(fit, size):
     frame = fit(size, 1024)
@@ -23,7 +23,7 @@ def test_sizes():
     assert longest_side_frame((600, 800), 1024).input_size == (768, 1024)
     assert longest_side_frame((3, 20000), 1024).input_size == (1, 1024)
     assert longest_side_frame((333, 500), 1024).input_size == (682, 1024)
-    assert squash_frame((600, 800), 512).input_size == (512, 512)
+    assert stretch_frame((600, 800), 512).input_size == (512, 512)
 
 
 @pytest.mark.parametrize("size", [(60, 80), (300, 200), (1, 1)])
@@ -41,13 +41,13 @@ def test_longest_side_is_pillows_resize(size):
     assert (padded[..., :H, :W] == found).all()
 
 
-def test_squash_is_float_bilinear():
+def test_stretch_is_float_bilinear():
     image = torch.randint(0, 256, (1, 3, 60, 80), dtype=torch.uint8)
-    found = squash_frame((60, 80), 128).resize(image)
+    found = stretch_frame((60, 80), 128).resize(image)
     torch.testing.assert_close(found, F.interpolate(image.float(), (128, 128), mode="bilinear"))
 
 
-@pytest.mark.parametrize("fit", [longest_side_frame, squash_frame])
+@pytest.mark.parametrize("fit", [longest_side_frame, stretch_frame])
 @pytest.mark.parametrize("size", [(60, 80), (80, 60), (64, 64)])
 def test_masks_come_back_to_where_they_were(fit, size):
     frame = fit(size, 256)
@@ -64,7 +64,7 @@ def test_masks_come_back_to_where_they_were(fit, size):
     assert (mask & expected).sum() / (mask | expected).sum() > 0.9
 
 
-@pytest.mark.parametrize("fit", [longest_side_frame, squash_frame])
+@pytest.mark.parametrize("fit", [longest_side_frame, stretch_frame])
 def test_a_photo_with_fewer_pixels_lies_in_the_same_place(fit):
     frame = fit((1500, 2247), 256)
     shrunk = frame.shrunk(1024)
@@ -75,6 +75,6 @@ def test_a_photo_with_fewer_pixels_lies_in_the_same_place(fit):
 
 
 def test_masks_at_once():
-    assert squash_frame((10, 20), 8).masks_at_once(1000) == 5
-    assert squash_frame((2, 3), 8).masks_at_once(128) == 2  # the square is the larger one
-    assert squash_frame((10, 20), 8).masks_at_once(1) == 1
+    assert stretch_frame((10, 20), 8).masks_at_once(1000) == 5
+    assert stretch_frame((2, 3), 8).masks_at_once(128) == 2  # the square is the larger one
+    assert stretch_frame((10, 20), 8).masks_at_once(1) == 1

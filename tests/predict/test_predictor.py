@@ -15,12 +15,12 @@ PHOTO = draw_photo(0, height=60, width=80)
 OTHER = draw_photo(1, height=50, width=30)
 
 
-@pytest.fixture(scope="module", params=[("pad", "sam"), ("squash", "efficient_sam")], ids=["pad", "squash"])
+@pytest.fixture(scope="module", params=[("pad", "sam"), ("stretch", "efficient_sam")], ids=["pad", "stretch"])
 def model(request) -> Sam:
-    preprocess, decoder = request.param
+    resize_mode, decoder = request.param
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_sam("efficient_sam_vitt", decoder=decoder, preprocess=preprocess, image_size=128)
+        return build_sam("efficient_sam_vitt", decoder=decoder, resize_mode=resize_mode, image_size=128)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_masks_lie_where_the_point_is(predictor, model, monkeypatch, point):
     monkeypatch.setattr(Sam, "decode", draw_discs)
     masks, _, _ = predictor.predict(np.array([point]), np.array([1]))
     x = np.nonzero(masks[0])[1]
-    height = 60 if model.preprocess == "squash" else 80  # of the photo that 128 model pixels show
+    height = 60 if model.resize_mode == "stretch" else 80  # of the photo that 128 model pixels show
     inside = (
         np.hypot((np.arange(80) + 0.5 - point[0]) / 80, ((np.arange(60) + 0.5 - point[1]) / height)[:, None])
     ) < 1 / 8

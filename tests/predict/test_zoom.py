@@ -13,11 +13,11 @@ from sami.predict.zoom import predict_zoomed
 PHOTO = draw_photo(0, height=120, width=160)
 
 
-@pytest.fixture(scope="module", params=["pad", "squash"])
+@pytest.fixture(scope="module", params=["pad", "stretch"])
 def model(request) -> Sam:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_sam("efficient_sam_vitt", decoder="sam", preprocess=request.param, image_size=64)
+        return build_sam("efficient_sam_vitt", decoder="sam", resize_mode=request.param, image_size=64)
 
 
 def test_it_is_the_predictor_with_a_window_of_the_photo(model) -> None:
