@@ -5,6 +5,7 @@ from importlib import import_module
 
 PUBLIC = {
     "build_sam": "sami.models.build",
+    "sam_model_registry": "sami.models.build",
     "SamPredictor": "sami.predict.predictor",
 }
 __all__ = list(PUBLIC)

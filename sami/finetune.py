@@ -16,6 +16,8 @@ import hydra
 from omegaconf import DictConfig
 
 from sami.entry import explain_errors, flatten
+from sami.methods.mask_validation import MEASURED_ON
+from sami.methods.progress import say
 from sami.methods.segmenter import SegmenterExport, file_digest
 from sami.run import FREE, prepare, train
 
@@ -41,6 +43,8 @@ def finetune(cfg: DictConfig) -> None:
         contract[f"model.{file}"] = file_digest(cfg.model[file])
     recipe = {name: str(value) for name, value in contract.items() if name.startswith(("model.", "method."))}
     export = SegmenterExport(str(Path(cfg.run_dir, "segmenter.safetensors")), recipe=recipe)
+    if data.validates:
+        say(MEASURED_ON)
     train(cfg, data, method, contract=contract, export=export, results="the segmenter, curves and numbers")
 
 

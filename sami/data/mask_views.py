@@ -17,7 +17,7 @@ from sami.data.mask_sources import MaskedPhoto, MaskSource
 from sami.data.order import ShuffledOrder, locate_in_file_order
 from sami.data.segmentations import segmentation_counts
 from sami.data.transforms import BrokenImage, decode, image_size
-from sami.ops.frames import Frame, longest_side_frame, stretch_frame
+from sami.ops.frames import Frame, frame_of
 from sami.ops.rle import Window, counts_to_box, mask_cells
 
 NUM_NOISE = 32  # uniform numbers per object, from which prompts are drawn
@@ -33,7 +33,7 @@ class MaskFrame(NamedTuple):
 
     def of(self, size: tuple[int, int]) -> Frame:
         """Where a photo of this (H, W) lies in the square."""
-        return (stretch_frame if self.resize_mode == "stretch" else longest_side_frame)(size, self.side)
+        return frame_of(size, self.side, resize_mode=self.resize_mode)
 
     def image(self, data: bytes, *, flip: bool, window: Window | None = None) -> Tensor:
         """uint8 [3, S, S] of an image file or a window of it, resized as for prediction; black where it is padding.

@@ -17,7 +17,7 @@ class MaskData(SquareData):
             validation.
         image_size: pixels per side of what the model sees.
         mask_size: cells per side of the masks that training compares with. None: a quarter of `image_size`, what SAM's
-            decoder puts out. Validation compares in the photo's own pixels.
+            decoder puts out. Validation compares in pixels of the photo, see `sami.methods.mask_validation`.
         resize_mode: "stretch" or "pad", see `sami.ops.frames`; has to be the model's.
         num_masks, num_val_masks: of a photo, at most.
         max_area: masks that cover more than this fraction of their photo are not trained on (0.9: arXiv:2304.02643,

@@ -1,7 +1,8 @@
 """What a person would get: masks from a box and from clicks, by two protocols, beside the answers that need no model.
 
-Everything is measured in the pixels of the photo, as papers report it, so that the numbers of models with another frame
-can be compared. Prompts and answers change frames as in `SamPredictor`.
+Everything is measured over the photo and not over the model's square, so that the numbers of models with another frame
+can be compared: pixel by pixel, but where the longest side has more than `LONGEST_SIDE` pixels, which is true of all of
+SA-1B, photo and masks are shrunk to that first. Prompts and answers change frames as in `SamPredictor`.
 
 Q objects of one photo   H W pixels of a grid over the photo, see `PhotoObjects.take`
 """
@@ -35,6 +36,7 @@ KINDS = (
     *(f"uniform_{number}" for number in NUM_CLICKS),
     "filled_box",
 )
+MEASURED_ON = f"box mIoU measured on masks of at most {LONGEST_SIDE} pixels on the longest side"  # and that of clicks
 MASK_PIXELS = 2**24  # of full-size logits at a time
 
 

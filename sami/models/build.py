@@ -4,8 +4,9 @@ build_sam("efficient_sam_vits", checkpoint="efficient_sam_vits.pt")
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -92,6 +93,15 @@ def build_sam(
     if fused:
         fuse_branches(sam.eval().image_encoder)
     return sam.eval()
+
+
+sam_model_registry: dict[str, Callable[..., Sam]] = {  # by the names of segment-anything, and of MobileSAM
+    "default": partial(build_sam, "sam_vit_h"),
+    "vit_h": partial(build_sam, "sam_vit_h"),
+    "vit_l": partial(build_sam, "sam_vit_l"),
+    "vit_b": partial(build_sam, "sam_vit_b"),
+    "vit_t": partial(build_sam, "mobile_sam"),
+}
 
 
 def build_image_encoder(name: str, *, image_size: int = 1024, drop_path: float = 0.0) -> nn.Module:
@@ -183,7 +193,9 @@ def read_description(path: str | Path) -> dict[str, object]:
             described = json.loads((file.metadata() or {}).get("sam", "{}"))
     except (SafetensorError, ValueError):
         return {}  # reading the tensors says what is wrong with the file
-    kinds = dict(zip(OPTIONS, (str, int, str, str), strict=True))
+    if isinstance(described, dict) and "preprocess" in described:  # as `resize_mode` was called, and "stretch" squash
+        described["resize_mode"] = str(described.pop("preprocess")).replace("squash", "stretch")
+    kinds = {"name": str, "image_size": int, "resize_mode": str, "decoder": str}
     sound = isinstance(described, dict) and all(isinstance(described.get(key), kind) for key, kind in kinds.items())
     if described and not sound:
         raise ValueError(f"{path}: what its header says of the model is not what save_sam writes ({described})")

@@ -4,31 +4,40 @@ B images   H W model-input pixels   gh gw token grid, N = gh*gw   h w low-res ma
 Q prompts (objects) per image   P points per prompt   K candidate masks per prompt
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from sami.models.mask_decoder import MaskDecoder
 from sami.models.prompt_encoder import PATCH_SIZE, PromptEncoder
 from sami.models.two_way_transformer import ImageSide
+from sami.ops.frames import Frame
+from sami.ops.prompts import join_box
 
 RESIZE_MODES = ("pad", "stretch")
 DECODERS = ("sam", "efficient_sam")
 
 
 class Sam(nn.Module):
-    """Image in, embedding out; embedding and prompts in, masks out.
+    """Image in, embedding out; embedding and prompts in, masks out. Called as segment-anything's `Sam` is.
 
     Args:
         image_encoder: [B, 3, H, W] -> [B, 256, gh, gw].
         name: of the model, see `sami.models.build.build_sam`.
         image_size: pixels per side of the square that it was made for.
         resize_mode: how a photo gets there: "pad", longest side and zeros to the right and below (SAM), or "stretch",
-            both sides on their own (EfficientSAM).
+            both sides resized on their own (EfficientSAM).
         decoder: "sam", or "efficient_sam", which knows neither background points nor mask prompts.
 
     Raises:
         ValueError: unknown `resize_mode` or `decoder`, or `image_size` is not a multiple of 16.
     """
+
+    mask_threshold: float = 0.0  # of logits
+    image_format: str = "RGB"
 
     def __init__(
         self,
@@ -48,6 +57,7 @@ class Sam(nn.Module):
             raise ValueError(f"image_size={image_size}: give a multiple of {PATCH_SIZE} pixels")
         self.name, self.image_size, self.resize_mode, self.decoder = name, image_size, resize_mode, decoder
         self.image_encoder = image_encoder
+        image_encoder.img_size = image_size  # pyright: ignore[reportArgumentType] # code for segment-anything asks here
         self.prompt_encoder = PromptEncoder(variant=decoder)
         self.mask_decoder = MaskDecoder(variant=decoder)
 
@@ -55,6 +65,58 @@ class Sam(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.mask_decoder.iou_token.weight.device
+
+    @property
+    def pixel_mean(self) -> Tensor:
+        """[3, 1, 1]: ImageNet's, of pixels in 0 to 255."""
+        return 255 * torch.tensor(IMAGENET_DEFAULT_MEAN, device=self.device).view(-1, 1, 1)
+
+    @property
+    def pixel_std(self) -> Tensor:
+        """[3, 1, 1], see `pixel_mean`."""
+        return 255 * torch.tensor(IMAGENET_DEFAULT_STD, device=self.device).view(-1, 1, 1)
+
+    @torch.no_grad()
+    def forward(self, batched_input: Sequence[Mapping[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
+        """Masks of many images with prompts of their own, in one call.
+
+        Args:
+            batched_input: for each image
+                image: [3, H, W] in 0 to 255, resized as `ResizePhoto.apply_image` does.
+                original_size: (Ho, Wo) of the photo.
+                point_coords, point_labels, boxes, mask_inputs: see `decode_prompts`; what is not there is left out.
+            multimask_output: K = 3 masks for ambiguous prompts, or K = 1.
+
+        Returns:
+            For each image masks [Q, K, Ho, Wo] bool, iou_predictions [Q, K], low_res_logits [Q, K, 4*gh, 4*gw].
+
+        Raises:
+            ValueError: see `decode_prompts`.
+        """
+        side = self.prepare(self.embed(torch.cat([self.preprocess(given["image"][None]) for given in batched_input])))
+        outputs = []
+        for row, given in enumerate(batched_input):
+            prompts = (given.get(name) for name in ("point_coords", "point_labels", "boxes", "mask_inputs"))
+            low_res, ious = self.decode_prompts(side.take([row]), *prompts, multimask_output=multimask_output)
+            masks = self.postprocess_masks(low_res, given["image"].shape[-2:], given["original_size"])
+            outputs.append({"masks": masks > self.mask_threshold, "iou_predictions": ious, "low_res_logits": low_res})
+        return outputs
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """[..., 3, H, W] in 0 to 255, resized -> [..., 3, S, S]: normalised, then zeros to the right and below."""
+        missing_rows, missing_columns = (self.image_size - side for side in x.shape[-2:])
+        x = (x.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
+        return nn.functional.pad(x, (0, missing_columns, 0, missing_rows))
+
+    def postprocess_masks(self, masks: Tensor, input_size: Sequence[int], original_size: Sequence[int]) -> Tensor:
+        """[Q, K, h, w] logits -> [Q, K, Ho, Wo] logits: padding cut off and resized, see `Frame.masks_to_original`.
+
+        Args:
+            input_size: (H, W) of the resized photo.
+            original_size: (Ho, Wo) of the photo.
+        """
+        (H, W), (Ho, Wo), stretch = input_size, original_size, self.resize_mode == "stretch"
+        return Frame((Ho, Wo), (H, W), self.image_size, stretch=stretch).masks_to_original(masks)
 
     def recompute_activations(self, on: bool = True) -> None:
         """Whether training computes activations a second time in the backward pass instead of keeping them."""
@@ -109,9 +171,49 @@ class Sam(nn.Module):
         """
         side = self.prepare(image_embeddings) if isinstance(image_embeddings, Tensor) else image_embeddings
         self.check_shapes(side, point_coords, point_labels, mask_input)
+        gh, gw = side.grid_size
+        if point_labels.shape[1] == 0:  # a detector that found nothing
+            shape = (len(side.image), 0, 3 if multimask_output else 1)
+            return side.image.new_zeros(*shape, 4 * gh, 4 * gw), side.image.new_zeros(shape)
         sparse, visible = self.prompt_encoder.encode_points(point_coords, point_labels, side.grid_size)
         dense = None if mask_input is None else self.prompt_encoder.encode_masks(mask_input)
         return self.mask_decoder(side, sparse, visible, dense, multimask_output=multimask_output)
+
+    def decode_prompts(
+        self,
+        image_embeddings: Tensor | ImageSide,
+        point_coords: Tensor | None,
+        point_labels: Tensor | None,
+        boxes: Tensor | None,
+        mask_input: Tensor | None,
+        *,
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """`decode` for Q prompts of one image as segment-anything has them, which may be on another device.
+
+        Args:
+            image_embeddings: see `decode`, of one image.
+            point_coords: [Q, P, 2] (x, y) pixels, model frame.
+            point_labels: [Q, P]: 1 foreground, 0 background, -1 none.
+            boxes: [Q, 4] xyxy pixels, model frame.
+            mask_input: [Q, 1, 4*gh, 4*gw] logits of an earlier call.
+
+        Returns:
+            low_res_masks: float [Q, K, 4*gh, 4*gw] logits.
+            iou_predictions: float [Q, K].
+
+        Raises:
+            ValueError: there is no prompt, or see `decode`.
+        """
+        prompts = join_box(point_coords, point_labels, boxes)
+        if prompts is None:
+            if mask_input is None:
+                raise ValueError("no prompt: give point_coords and point_labels, boxes, or mask_input")
+            prompts = torch.zeros(len(mask_input), 0, 2), torch.zeros(len(mask_input), 0, dtype=torch.long)
+        coords, labels = (part.unsqueeze(0).to(self.device) for part in prompts)
+        masks = None if mask_input is None else mask_input.transpose(0, 1).to(self.device)
+        low_res_masks, ious = self.decode(image_embeddings, coords, labels, masks, multimask_output=multimask_output)
+        return low_res_masks[0].float(), ious[0].float()
 
     def check_shapes(
         self, side: ImageSide, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor | None

@@ -19,7 +19,7 @@ class Frame:
         original_size: (Ho, Wo).
         input_size: (H, W), what the photo is resized to.
         image_size: S.
-        stretch: resize as EfficientSAM does, not as SAM.
+        stretch: both sides resized on their own, as EfficientSAM does; else the longest side fills the square (SAM).
     """
 
     original_size: tuple[int, int]
@@ -79,13 +79,18 @@ class Frame:
         return max(num_pixels // max(math.prod(self.original_size), self.image_size**2), 1)
 
 
+def frame_of(original_size: tuple[int, int], image_size: int, *, resize_mode: str) -> Frame:
+    """Where a photo lies in the square of a model with this `resize_mode`, "pad" or "stretch"."""
+    return (stretch_frame if resize_mode == "stretch" else longest_side_frame)(original_size, image_size)
+
+
 def longest_side_frame(original_size: tuple[int, int], image_size: int) -> Frame:
     """The photo's longest side fills the square's; sides are rounded, and never to nothing."""
     scale = image_size / max(original_size)
-    input_size = tuple(max(int(side * scale + 0.5), 1) for side in original_size)
-    return Frame(tuple(original_size), input_size, image_size, stretch=False)
+    H, W = (max(int(side * scale + 0.5), 1) for side in original_size)
+    return Frame(tuple(original_size), (H, W), image_size, stretch=False)
 
 
 def stretch_frame(original_size: tuple[int, int], image_size: int) -> Frame:
-    """Both sides of the photo fill the square's, each on its own."""
+    """Stretch: both sides of the photo are resized on their own, so that they fill the square."""
     return Frame(tuple(original_size), (image_size, image_size), image_size, stretch=True)

@@ -140,9 +140,19 @@ def choose_prompts(first: Prompts, second: Prompts, take_first: Tensor) -> Promp
     return torch.where(chosen.unsqueeze(-1), coords, others), torch.where(chosen, labels, other_labels)
 
 
+def join_box(point_coords: Tensor | None, point_labels: Tensor | None, boxes: Tensor | None) -> Prompts | None:
+    """Points, and after them the corners of a box: [Q, P, 2], [Q, P], [Q, 4] -> P + 2 points; None of nothing."""
+    points = None if point_coords is None or point_labels is None else (point_coords, point_labels)
+    if boxes is None:
+        return points
+    corners = boxes.reshape(-1, 2, 2)
+    box = corners, torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=boxes.device).expand(len(corners), 2)
+    return box if points is None else add_clicks(points, box)
+
+
 def add_clicks(prompts: Prompts, more: Prompts) -> Prompts:
-    """The points of both: [B, Q, P, 2], [B, Q, P'] -> P + P' points."""
-    return torch.cat([prompts[0], more[0]], dim=2), torch.cat([prompts[1], more[1]], dim=2)
+    """The points of both: [..., P, 2], [..., P', 2] -> P + P' points."""
+    return torch.cat([prompts[0], more[0]], dim=-2), torch.cat([prompts[1], more[1]], dim=-1)
 
 
 def pad_points(point_coords: Tensor, point_labels: Tensor, *, num_points: int) -> Prompts:

@@ -12,13 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sami.data.transforms import normalize
 from sami.models.sam import Sam
 from sami.models.two_way_transformer import ImageSide
-from sami.ops.frames import Frame, longest_side_frame, stretch_frame
-from sami.ops.prompts import BOTTOM_RIGHT, TOP_LEFT
+from sami.ops.frames import Frame
 from sami.predict.photo import to_rgb
-from sami.predict.prompts import Prompt, read_prompt, stack_prompts
+from sami.predict.prompts import Prompt, each_object, read_prompt, stack_prompts
+from sami.predict.transform import ResizePhoto
 
 Photo = np.ndarray | Image.Image
 Result = tuple[np.ndarray, np.ndarray, np.ndarray]  # masks, iou_predictions, low_res_masks
@@ -32,10 +31,9 @@ class SamPredictor:
     All coordinates are (x, y) pixels of the photo as it was given; sizes are (H, W).
     """
 
-    mask_threshold = 0.0
-
     def __init__(self, model: Sam) -> None:
         self.model = model
+        self.transform = ResizePhoto(model.image_size, model.resize_mode)
         self.reset_image()
 
     @property
@@ -75,18 +73,45 @@ class SamPredictor:
         """
         if len(image_list) == 0:
             raise ValueError("no images: give at least one")
+        photos = [torch.tensor(to_rgb(photo, image_format=image_format)) for photo in image_list]
+        resized = [self.transform.apply_image_torch(pixels.permute(2, 0, 1).unsqueeze(0)) for pixels in photos]
+        frames = [self.transform.frame(pixels.shape[:2]) for pixels in photos]
+        self.embed(torch.cat([self.model.preprocess(image) for image in resized]), frames)
+
+    @torch.no_grad()
+    def set_torch_image(self, transformed_image: Tensor, original_image_size: Sequence[int]) -> None:
+        """Embeds a photo that is resized already.
+
+        Args:
+            transformed_image: [1, 3, H, W] in 0 to 255, as `transform.apply_image` gives it; RGB.
+            original_image_size: (Ho, Wo) of the photo.
+
+        Raises:
+            ValueError: the shape is not what `transform.apply_image` makes of such a photo.
+        """
+        frame = self.transform.frame(original_image_size)
+        if tuple(transformed_image.shape[1:]) != (3, *frame.input_size):
+            needed = f"give {[1, 3, *frame.input_size]}, see transform.apply_image"
+            raise ValueError(f"transformed_image is {list(transformed_image.shape)}: {needed}")
+        self.embed(self.model.preprocess(transformed_image), [frame] * len(transformed_image))
+
+    def embed(self, squares: Tensor, frames: list[Frame]) -> None:
+        """[B, 3, S, S] normalised, and where the photos lie in them."""
         self.reset_image()
-        fit = longest_side_frame if self.model.resize_mode == "pad" else stretch_frame
-        frames, squares = [], []
-        for photo in image_list:
-            pixels = to_rgb(photo, image_format=image_format)
-            frames.append(fit(pixels.shape[:2], self.model.image_size))
-            image = frames[-1].resize(torch.tensor(pixels).permute(2, 0, 1).unsqueeze(0))  # no GPU smooths uint8
-            squares.append(frames[-1].pad(normalize(image.to(self.device))))
-        groups = torch.cat(squares).split(IMAGES_AT_ONCE)
-        self.features = torch.cat([self.model.embed(group) for group in groups])
-        self.side = self.model.prepare(self.features)
+        self.features = torch.cat([self.model.embed(group) for group in squares.split(IMAGES_AT_ONCE)])
         self.frames = frames
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """(Ho, Wo) of the first photo."""
+        self.require_image()
+        return self.frames[0].original_size
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) of the first photo in the model's square."""
+        self.require_image()
+        return self.frames[0].input_size
 
     def get_image_embedding(self) -> Tensor:
         """[B, 256, gh, gw].
@@ -94,8 +119,7 @@ class SamPredictor:
         Raises:
             ValueError: no image was set.
         """
-        self.require_image()
-        return self.features
+        return self.require_image()
 
     def predict(
         self,
@@ -128,8 +152,9 @@ class SamPredictor:
         if len(self.frames) > 1:
             raise ValueError(f"predict is for one image, and {len(self.frames)} are set: use predict_batch")
         prompt = self.read_prompt(0, point_coords, point_labels, box, mask_input)
-        (result,) = self.decode([[prompt]], multimask_output=multimask_output, return_logits=return_logits)
-        return tuple(part[0] for part in result)
+        results = self.decode([[prompt]], multimask_output=multimask_output, return_logits=return_logits)
+        masks, iou_predictions, low_res_masks = results[0]
+        return masks[0], iou_predictions[0], low_res_masks[0]
 
     def predict_batch(
         self,
@@ -155,20 +180,11 @@ class SamPredictor:
             ValueError: no image was set, the arguments have different lengths, or see `read_prompt`.
         """
         self.require_image()
-        batches = (point_coords_batch, point_labels_batch, box_batch, mask_input_batch)
-        for name, batch in zip(("point_coords", "point_labels", "box", "mask_input"), batches, strict=True):
-            if batch is not None and len(batch) != len(self.frames):
-                raise ValueError(f"{name}_batch has {len(batch)} entries for {len(self.frames)} images")
-        prompts = []
-        for image in range(len(self.frames)):
-            given = [None if batch is None else batch[image] for batch in batches]
-            counts = {len(entry) for entry in given if entry is not None}
-            if len(counts) > 1:
-                raise ValueError(f"image {image}: points, labels, boxes and masks are for {sorted(counts)} objects")
-            rows = ([None if entry is None else entry[row] for entry in given] for row in range(max(counts, default=0)))
-            prompts.append([self.read_prompt(image, *row) for row in rows])
+        asked = each_object(len(self.frames), point_coords_batch, point_labels_batch, box_batch, mask_input_batch)
+        prompts = [[self.read_prompt(image, *given) for given in objects] for image, objects in enumerate(asked)]
         results = self.decode(prompts, multimask_output=multimask_output, return_logits=return_logits)
-        return tuple(list(part) for part in zip(*results, strict=True))
+        masks, iou_predictions, low_res_masks = zip(*results, strict=True)
+        return list(masks), list(iou_predictions), list(low_res_masks)
 
     @torch.no_grad()
     def predict_torch(
@@ -183,7 +199,7 @@ class SamPredictor:
         """`predict` for Q objects of the first image at once, in tensors and in the model's frame, unchecked.
 
         Args:
-            point_coords: [Q, P, 2] (x, y) pixels, model frame: see `frames[0].to_model`.
+            point_coords: [Q, P, 2] (x, y) pixels, model frame: see `transform`.
             point_labels: [Q, P] 1, 0, or -1 for none.
             boxes: [Q, 4] xyxy pixels, model frame.
             mask_input: [Q, 1, h, w] logits.
@@ -195,32 +211,23 @@ class SamPredictor:
             ValueError: no image was set, or there is no prompt.
         """
         self.require_image()
-        points, labels = [], []
-        if point_coords is not None:
-            points, labels = [point_coords], [point_labels]
-        if boxes is not None:
-            points.append(boxes.unflatten(-1, (2, 2)))
-            labels.append(torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=boxes.device).expand(len(boxes), -1))
-        if not points and mask_input is None:
-            raise ValueError("no prompt: give point_coords and point_labels, boxes, or mask_input")
-        Q = len((points or [mask_input])[0])
-        coords = torch.cat(points, dim=1) if points else torch.zeros(Q, 0, 2)
-        kinds = torch.cat(labels, dim=1) if labels else torch.zeros(Q, 0).long()
-        low_res_masks, iou_predictions = self.model.decode(
-            self.side if len(self.frames) == 1 else self.side.take([0]),
-            coords.unsqueeze(0).to(self.device),
-            kinds.unsqueeze(0).to(self.device),
-            None if mask_input is None else mask_input.transpose(0, 1).to(self.device),
-            multimask_output=multimask_output,
+        low_res_masks, iou_predictions = self.model.decode_prompts(
+            self.images([0]), point_coords, point_labels, boxes, mask_input, multimask_output=multimask_output
         )
-        low_res_masks, iou_predictions = low_res_masks[0].float(), iou_predictions[0].float()
         masks = self.to_original(low_res_masks, self.frames[0], return_logits=return_logits)
         return masks, iou_predictions, low_res_masks
 
-    def require_image(self) -> None:
-        """See `predict`."""
-        if not self.is_image_set:
+    def require_image(self) -> Tensor:
+        """[B, 256, gh, gw], see `get_image_embedding`."""
+        if self.features is None:
             raise ValueError("no image is set: call set_image or set_image_batch first")
+        return self.features
+
+    def images(self, rows: list[int]) -> ImageSide:
+        """What the decoder needs of some of the images."""
+        side = self.side or self.model.prepare(self.require_image())
+        self.side = side
+        return side if len(rows) == len(self.frames) else side.take(rows)
 
     def read_prompt(self, image: int, *given: np.ndarray | None) -> Prompt:
         """See `sami.predict.prompts.read_prompt`."""
@@ -231,30 +238,23 @@ class SamPredictor:
         self, prompts: Sequence[Sequence[Prompt]], *, multimask_output: bool, return_logits: bool
     ) -> list[Result]:
         """The result of each image; those with as many prompts as another are decoded with it."""
-        K, h = (3 if multimask_output else 1), self.model.image_size // 4
-        shapes = ((K, *frame.original_size) for frame in self.frames)
-        kinds = (np.float32 if return_logits else bool, np.float32, np.float32)
-        results = [
-            tuple(np.zeros((0, *size), kind) for size, kind in zip((shape, (K,), (K, h, h)), kinds, strict=True))
-            for shape in shapes
-        ]
+        results: dict[int, Result] = {}
         groups = defaultdict(list)
         for image, of_image in enumerate(prompts):
-            if of_image:
-                groups[len(of_image), of_image[0].mask is not None].append(image)
+            groups[len(of_image), any(prompt.mask is not None for prompt in of_image)].append(image)
         for rows in groups.values():
             low_res_masks, iou_predictions = self.model.decode(
-                self.side if len(rows) == len(self.frames) else self.side.take(rows),
+                self.images(rows),
                 *stack_prompts([prompts[row] for row in rows], self.device),
                 multimask_output=multimask_output,
             )
             for row, low_res, ious in zip(rows, low_res_masks.float(), iou_predictions.float(), strict=True):
                 masks = self.to_original(low_res, self.frames[row], return_logits=return_logits)
-                results[row] = tuple(part.cpu().numpy() for part in (masks, ious, low_res))
-        return results
+                results[row] = masks.cpu().numpy(), ious.cpu().numpy(), low_res.cpu().numpy()
+        return [results[image] for image in range(len(prompts))]
 
     def to_original(self, low_res_masks: Tensor, frame: Frame, *, return_logits: bool) -> Tensor:
         """[Q, K, h, w] logits -> [Q, K, Ho, Wo] bool or logits."""
         size = max(frame.masks_at_once(MASK_PIXELS) // low_res_masks.shape[1], 1)
         parts = (frame.masks_to_original(part) for part in low_res_masks.split(size))
-        return torch.cat([part if return_logits else part > self.mask_threshold for part in parts])
+        return torch.cat([part if return_logits else part > self.model.mask_threshold for part in parts])

@@ -50,7 +50,7 @@ def read_prompt(
     if point_coords is None and box is None and mask_input is None:
         raise ValueError("no prompt: give point_coords and point_labels, a box, or mask_input")
     coords, labels = [], []
-    if point_coords is not None:
+    if point_coords is not None and point_labels is not None:
         coords.append(check_points(point_coords, frame))
         labels.append(check_labels(point_labels, len(coords[0]), takes_background=takes_background))
     if box is not None:
@@ -65,6 +65,26 @@ def read_prompt(
         )
     points = torch.cat(coords) if coords else torch.zeros(0, 2)
     return Prompt(frame.to_model(points), torch.cat(labels) if labels else torch.zeros(0).long(), mask)
+
+
+def each_object(num_images: int, *batches: Sequence | None) -> list[list[list]]:
+    """Per image and object its points, labels, box and mask prompt, out of the arguments of `predict_batch`.
+
+    Raises:
+        ValueError: they have different lengths.
+    """
+    for name, batch in zip(("point_coords", "point_labels", "box", "mask_input"), batches, strict=True):
+        if batch is not None and len(batch) != num_images:
+            raise ValueError(f"{name}_batch has {len(batch)} entries for {num_images} images")
+    objects = []
+    for image in range(num_images):
+        given = [None if batch is None else batch[image] for batch in batches]
+        counts = {len(entry) for entry in given if entry is not None}
+        if len(counts) > 1:
+            raise ValueError(f"image {image}: points, labels, boxes and masks are for {sorted(counts)} objects")
+        rows = range(max(counts, default=0))
+        objects.append([[None if entry is None else entry[row] for entry in given] for row in rows])
+    return objects
 
 
 def check_points(point_coords: np.ndarray, frame: Frame) -> Tensor:
@@ -126,7 +146,7 @@ def stack_prompts(prompts: Sequence[Sequence[Prompt]], device: torch.device) -> 
         ValueError: mask prompts of different sizes, or for some objects only.
     """
     flat = [prompt for of_image in prompts for prompt in of_image]
-    shape, P = (len(prompts), len(prompts[0])), max(len(prompt.labels) for prompt in flat)
+    shape, P = (len(prompts), len(prompts[0])), max((len(prompt.labels) for prompt in flat), default=0)
     coords, labels = torch.zeros(len(flat), P, 2), torch.full((len(flat), P), PADDING)
     for row, prompt in enumerate(flat):
         coords[row, : len(prompt.labels)], labels[row, : len(prompt.labels)] = prompt.coords, prompt.labels

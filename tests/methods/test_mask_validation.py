@@ -160,7 +160,7 @@ def test_what_is_measured_is_what_the_predictor_gives(resize_mode) -> None:
     masks, noise = torch.from_numpy(drawn).unsqueeze(0), torch.rand(1, 2, 32)
 
     def decode(prompts, mask_input, *, multimask_output):
-        return model.decode(predictor.side, *prompts, mask_input, multimask_output=multimask_output)
+        return model.decode(predictor.images([0]), *prompts, mask_input, multimask_output=multimask_output)
 
     with torch.no_grad():
         pointers = point_at(masks, noise)

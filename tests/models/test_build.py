@@ -5,7 +5,7 @@ import timm
 import torch
 from checkpoints import write_checkpoint
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sami.models.build import MODELS, build_sam, load_backbone, load_decoder, save_sam
 from sami.models.efficient_vit import EfficientViT
@@ -209,3 +209,12 @@ def test_decoder_of_another_file(tiny, released):
         torch.testing.assert_close(own[name], weights[name])
     with pytest.raises(ValueError, match=r"point_embeddings\.0"):
         load_decoder(tiny, released["efficient_sam_vitt"])
+
+
+@pytest.mark.parametrize(("old_header", "resize_mode"), [("squash", "stretch"), ("pad", "pad")])
+def test_headers_of_before_resize_mode(tmp_path, old_header, resize_mode) -> None:
+    path = tmp_path / "segmenter.safetensors"
+    save_sam(build_sam("efficient_sam_vitt", image_size=64, resize_mode=resize_mode, decoder="sam"), path)
+    said = f'{{"name": "efficient_sam_vitt", "image_size": 64, "preprocess": "{old_header}", "decoder": "sam", "several_for": "lone"}}'  # noqa: E501
+    save_file(load_file(path), path, metadata={"sam": said})
+    assert build_sam(checkpoint=path).resize_mode == resize_mode

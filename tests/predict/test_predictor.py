@@ -199,3 +199,27 @@ def test_background_points_need_a_model_that_knows_them(predictor, model):
     else:
         with pytest.raises(ValueError, match="without background points"):
             predictor.predict(**prompt)
+
+
+def test_a_photo_that_is_resized_already(predictor, model):
+    other = SamPredictor(model)
+    pixels = torch.as_tensor(other.transform.apply_image(PHOTO)).permute(2, 0, 1).unsqueeze(0)
+    other.set_torch_image(pixels, PHOTO.shape[:2])
+    torch.testing.assert_close(other.features, predictor.features)
+    assert other.original_size == (60, 80) and other.frames == predictor.frames
+    assert other.input_size == ((128, 128) if model.resize_mode == "stretch" else (96, 128))
+    point, box = torch.tensor([[[40.0, 30.0]]]), torch.tensor([30.0, 20, 50, 40])
+    asked = other.transform.apply_coords_torch(point, (60, 80)), torch.ones(1, 1)
+    found = other.predict_torch(*asked, other.transform.apply_boxes_torch(box, (60, 80)))
+    expected = predictor.predict(point[0].numpy(), [1], box.numpy())
+    np.testing.assert_allclose(found[2][0].numpy(), expected[2], atol=1e-4)
+    with pytest.raises(ValueError, match=r"transformed_image is \[1, 3, 60, 80\]: give \[1, 3, (96|128), 128\]"):
+        other.set_torch_image(torch.zeros(1, 3, 60, 80), (60, 80))
+
+
+def test_no_boxes_no_masks(predictor):
+    masks, ious, low_res = predictor.predict_torch(None, None, torch.zeros(0, 4))
+    assert (masks.shape, masks.dtype, ious.shape) == ((0, 3, 60, 80), torch.bool, (0, 3))
+    assert low_res.shape == (0, 3, 32, 32)
+    masks, ious, low_res = predictor.predict_batch(box_batch=[np.zeros((0, 4))], multimask_output=False)
+    assert (masks[0].shape, masks[0].dtype, ious[0].shape) == ((0, 1, 60, 80), bool, (0, 1))
