@@ -16,7 +16,8 @@ import hydra
 from omegaconf import DictConfig
 
 from sami.entry import explain_errors, flatten
-from sami.methods.segmenter import SegmenterExport, file_digest
+from sami.methods.segmenter import SegmenterExport
+from sami.models.weights import file_digest
 from sami.run import FREE, prepare, train
 
 FREE_HERE = FREE | {

@@ -104,7 +104,7 @@ def count_parts(sam: Sam, protocol: PromptProtocol, B: int, Q: int, S: int) -> S
     parameters = list(sam.parameters())
     encoders = []
     for again in (True, False):
-        sam.recompute_activations(again)
+        sam.set_grad_checkpointing(again)
         encoders.append(SavedBytes(parameters))
         with encoders[-1].counting():
             embeddings = sam.embed(torch.empty(B, 3, S, S))

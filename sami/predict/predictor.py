@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sami.data.transforms import normalize
 from sami.models.sam import Sam
-from sami.models.two_way_transformer import ImageSide
+from sami.models.two_way_transformer import PreparedImage
 from sami.ops.frames import Frame, longest_side_frame, squash_frame
 from sami.ops.prompts import BOTTOM_RIGHT, TOP_LEFT
 from sami.predict.photo import to_rgb
@@ -47,7 +47,7 @@ class SamPredictor:
         """Forgets the images."""
         self.frames: list[Frame] = []
         self.features: Tensor | None = None  # [B, 256, gh, gw]
-        self.side: ImageSide | None = None
+        self.prepared: PreparedImage | None = None
 
     @property
     def is_image_set(self) -> bool:
@@ -85,7 +85,7 @@ class SamPredictor:
             squares.append(frames[-1].pad(normalize(image.to(self.device))))
         groups = torch.cat(squares).split(IMAGES_AT_ONCE)
         self.features = torch.cat([self.model.embed(group) for group in groups])
-        self.side = self.model.prepare(self.features)
+        self.prepared = self.model.prepare(self.features)
         self.frames = frames
 
     def get_image_embedding(self) -> Tensor:
@@ -207,7 +207,7 @@ class SamPredictor:
         coords = torch.cat(points, dim=1) if points else torch.zeros(Q, 0, 2)
         kinds = torch.cat(labels, dim=1) if labels else torch.zeros(Q, 0).long()
         low_res_masks, iou_predictions = self.model.decode(
-            self.side if len(self.frames) == 1 else self.side.take([0]),
+            self.prepared if len(self.frames) == 1 else self.prepared.take([0]),
             coords.unsqueeze(0).to(self.device),
             kinds.unsqueeze(0).to(self.device),
             None if mask_input is None else mask_input.transpose(0, 1).to(self.device),
@@ -244,7 +244,7 @@ class SamPredictor:
                 groups[len(of_image), of_image[0].mask is not None].append(image)
         for rows in groups.values():
             low_res_masks, iou_predictions = self.model.decode(
-                self.side if len(rows) == len(self.frames) else self.side.take(rows),
+                self.prepared if len(rows) == len(self.frames) else self.prepared.take(rows),
                 *stack_prompts([prompts[row] for row in rows], self.device),
                 multimask_output=multimask_output,
             )

@@ -1,79 +1,56 @@
-"""The image encoders of SAM, MobileSAM and RepViT-SAM, out of timm's parts; EfficientSAM's is in `efficient_vit`.
+"""The image encoders of MobileSAM (TinyViT) and RepViT-SAM, made of timm's networks.
 
 B images   H W pixels   gh gw grid of 16-pixel patches
 """
 
-from functools import partial
+from collections.abc import Iterator
 
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint_sequential
 
-from sami.models.neck import build_neck
-from sami.models.samvit import SAM, attend
+from sami.models.image_encoders.neck import ImageEncoder, build_neck
 
 
-def build_sam_vit(name: str, *, drop_path: float = 0.0) -> nn.Module:
-    """timm's samvit for one of `sami.models.samvit.SAM`, [B, 3, H, W] -> [B, 256, gh, gw]; see `load_sam` there."""
-    norm_layer = partial(nn.LayerNorm, eps=1e-6)  # SAM's; timm has 1e-5
-    options = {"num_classes": 0, "global_pool": "", "norm_layer": norm_layer, "drop_path_rate": drop_path}
-    network = timm.create_model(SAM[name][0], **options)
-    for block in network.blocks:
-        block.attn.forward = partial(attend, block.attn)
-    return network
-
-
-class MobileViT(nn.Module):
-    """MobileSAM's encoder (arXiv:2306.14289): TinyViT-5M whose last stage stays at 16 pixels, and SAM's neck.
-
-    Attributes:
-        checkpoint: in training, recompute the stages in the backward pass instead of keeping their activations.
-    """
-
-    def __init__(self, *, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.name = "tiny_vit_5m_224"  # timm's
-        network = timm.create_model(self.name, num_classes=0, drop_path_rate=drop_path)
-        self.checkpoint = False
-        self.patch_embed, self.stages = network.patch_embed, network.stages
-        self.stages[3].downsample.conv2.conv.stride = (1, 1)
-        self.neck = build_neck(network.num_features)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 256, gh, gw]."""
-        return self.neck(run_stages(self, self.patch_embed(image)))
-
-
-class RepViT(nn.Module):
-    """RepViT-SAM's encoder (arXiv:2312.05760): RepViT whose last stage stays at 16 pixels, and SAM's neck.
+class StagedEncoder(ImageEncoder):
+    """timm's network of this name in stages, the last of which stays at 16 pixels per cell, and SAM's neck.
 
     Args:
-        name: timm's: repvit_m2_3 as released, or a smaller one.
-
-    Attributes:
-        checkpoint: as of `MobileViT`.
+        name: timm's.
+        stem: timm's name of what comes before the stages.
+        drop_path: chance to leave out the last block in training; earlier ones less, in proportion to their depth.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, stem: str, *, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.name = name
-        network = timm.create_model(name, num_classes=0)
-        self.checkpoint = False
-        self.stem, self.stages = network.stem, network.stages
+        self.name, self.stem_name = name, stem
+        network = timm.create_model(name, num_classes=0, **({"drop_path_rate": drop_path} if drop_path else {}))
+        self.add_module(stem, getattr(network, stem))
+        self.stages, self.neck = network.stages, build_neck(network.num_features)
+        self.feature_info = [*network.feature_info[:-1], {**network.feature_info[-1], "reduction": 16}]
+
+    def feature_maps(self, image: Tensor) -> Iterator[Tensor]:
+        features = self.get_submodule(self.stem_name)(image)
+        for stage in self.stages[:-1]:
+            features = self.run(stage, features)
+            yield features
+        yield self.stages[-1](features)  # whose backward pass comes at once
+
+
+class TinyViTEncoder(StagedEncoder):
+    """MobileSAM's image encoder (arXiv:2306.14289): TinyViT-5M. `drop_path` as of `StagedEncoder`."""
+
+    def __init__(self, *, drop_path: float = 0.0) -> None:
+        super().__init__("tiny_vit_5m_224", "patch_embed", drop_path=drop_path)
+        self.stages[-1].downsample.conv2.conv.stride = (1, 1)
+
+
+class RepViTEncoder(StagedEncoder):
+    """RepViT-SAM's image encoder (arXiv:2312.05760): timm's repvit_m2_3 as released, or a smaller RepViT."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "stem")
         self.stages[-1].downsample.spatial_downsample.c.stride = (1, 1)
-        self.neck = build_neck(network.num_features)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 256, gh, gw]."""
-        return self.neck(run_stages(self, self.stem(image)))
-
-
-def run_stages(encoder: MobileViT | RepViT, features: Tensor) -> Tensor:
-    """All stages, their activations kept or recomputed in the backward pass."""
-    if encoder.checkpoint and encoder.training:
-        return checkpoint_sequential(encoder.stages, len(encoder.stages), features, use_reentrant=False)
-    return encoder.stages(features)
 
 
 @torch.no_grad()
