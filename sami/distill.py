@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 
 from sami.entry import explain_errors, flatten
 from sami.methods.progress import say
-from sami.methods.segmenter import file_digest
 from sami.methods.students import StudentsExport
+from sami.models.weights import file_digest
 from sami.run import FREE, prepare, train
 from sami.targets.cached import CachedTeacher
 

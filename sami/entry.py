@@ -1,6 +1,5 @@
 """What all entry points share: mistakes are answered with a sentence, not with a traceback."""
 
-import ctypes
 import logging
 import os
 import sys
@@ -9,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError, MissingMandatoryValue)  # OSError: disks, permissions, network
@@ -41,18 +39,6 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     # two to four loaders are enough here, whatever the number of cores
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to keep large freed blocks instead of handing them back to the system. Elsewhere: nothing.
-
-    Training on a CPU allocates the same large tensors every step, and getting each of them zeroed by the system again
-    costs more than some of the work done in them: the HOG target takes a fifth of the time with this, a step 0.95.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt and not torch.cuda.is_available():
-        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-            mallopt(option, value)
 
 
 def flatten(config: DictConfig, *, without: set[str]) -> dict[str, Any]:

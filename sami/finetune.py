@@ -18,12 +18,13 @@ from omegaconf import DictConfig
 from sami.entry import explain_errors, flatten
 from sami.methods.mask_validation import MEASURED_ON
 from sami.methods.progress import say
-from sami.methods.segmenter import SegmenterExport, file_digest
+from sami.methods.segmenter import SegmenterExport
+from sami.models.weights import file_digest
 from sami.run import FREE, prepare, train
 
 FREE_HERE = FREE | {
     *("method.model", "method.protocol"),  # their own sections say what they are
-    *("method.checkpoint_activations", "method.validate_zoomed", "data.num_val_masks"),
+    *("method.checkpoint_activations", "data.num_val_masks"),
     *("model.checkpoint", "model.backbone", "model.decoder_checkpoint"),  # their contents stand for them
 }
 

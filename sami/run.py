@@ -9,11 +9,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from sami.entry import keep_freed_memory, quiet_lightning
+from sami.entry import quiet_lightning
 from sami.methods.checkpoints import RunCheckpoint, WholeFileIO, check_contract, trainer_plugins
 from sami.methods.logs import TableLogger
 from sami.methods.progress import say
 from sami.methods.schedule import Plan
+from sami.ops.cpu_kernels import keep_freed_memory
 
 # What may differ when a run is continued: where things lie, what machine it is and what is shown, not what is computed.
 FREE = {

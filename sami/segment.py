@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sami.entry import explain_errors, keep_freed_memory
+from sami.entry import explain_errors
 from sami.models.build import MODELS, build_sam
+from sami.ops.cpu_kernels import keep_freed_memory
 from sami.ops.prompts import BACKGROUND, FOREGROUND, use_multimask
 from sami.ops.rle import counts_to_string, encode_mask
 from sami.predict.photo import read_photo

@@ -16,7 +16,7 @@ from test_finetune import read_record, recorder
 from sami.entry import explain_errors
 from sami.methods.logs import read_table
 from sami.models.build import build_sam, save_sam
-from sami.models.segmenter_teacher import SegmenterTeacher
+from sami.models.teachers import SegmenterTeacher
 from sami.predict.predictor import SamPredictor
 
 BOTH = "students=[timm/test_resnet,timm/test_vit2]"  # one with batch norms

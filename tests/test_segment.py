@@ -135,7 +135,7 @@ def test_files_that_are_missing_or_wrong(photo, checkpoint, capsys, tmp_path):
         ([str(tmp_path / "absent.jpg"), "--checkpoint", checkpoint], "absent.jpg: no such file"),
         ([str(tmp_path / "text.jpg"), "--checkpoint", checkpoint], "cannot be read as an image"),
         ([photo, "--checkpoint", str(tmp_path / "absent.pt"), "--model", "mobile_sam"], "absent.pt: no such file"),
-        ([photo, "--checkpoint", str(released)], "does not say which model it is: give name= (sami.segment: --model)"),
+        ([photo, "--checkpoint", str(released)], "does not say which model it is: give its name"),
         ([photo, "--checkpoint", str(tmp_path / "absent.safetensors")], "absent.safetensors: no such file"),
         ([photo, "--checkpoint", checkpoint, "--point=1,2,inf"], "the third number is 1"),
         ([photo, "--checkpoint", str(released), "--model", "sam_vit_b"], "does not fit Sam"),

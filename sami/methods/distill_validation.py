@@ -18,7 +18,7 @@ from sami.methods.prompting import Decode, decode_with, most_confident
 from sami.metrics.agreement import FeatureAgreement
 from sami.metrics.mask_iou import PromptedIoU
 from sami.models.sam import Sam
-from sami.models.two_way_transformer import ImageSide
+from sami.models.two_way_transformer import PreparedImage
 from sami.ops.masks import mask_iou
 from sami.ops.prompts import BOTTOM_RIGHT, FOREGROUND, PADDING, TOP_LEFT, Prompts
 
@@ -135,7 +135,7 @@ def finite(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in numbers.items() if torch.isfinite(value)}
 
 
-def ask_for_true_masks(scores: MaskScores, model: Sam, seen: ImageSide, objects: list[PhotoObjects | None]) -> None:
+def ask_for_true_masks(scores: MaskScores, model: Sam, seen: PreparedImage, objects: list[PhotoObjects | None]) -> None:
     """Adds the objects of a batch, photo by photo."""
     for row, own in enumerate(objects):
         if own is not None:

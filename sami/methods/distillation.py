@@ -23,7 +23,7 @@ from sami.methods.standardize import ContentStatistics
 from sami.methods.throughput import StageClock
 from sami.models.sam import Sam
 from sami.models.teachers import Teacher
-from sami.ops.attention import fastest_attention
+from sami.ops.cpu_kernels import fastest_attention
 
 
 class Distillation(pl.LightningModule):
@@ -89,7 +89,7 @@ class Distillation(pl.LightningModule):
         self.parts = ("image_encoder", "prompt_encoder", "mask_decoder") if train_decoder else ("image_encoder",)
         for student in self.students.values():
             freeze_all_but(student, self.parts)
-            student.recompute_activations(checkpoint_activations)
+            student.set_grad_checkpointing(checkpoint_activations)
         self.statistics = ContentStatistics(teacher.width) if loss_distance == "standardized_mse" else nn.Identity()
         self._frozen = teacher, judge  # in a tuple, so that they are no submodules: not saved, broadcast or optimised
         self.protocol, self.loss_distance, self.loss_tokens = protocol, loss_distance, loss_tokens

@@ -23,7 +23,7 @@ from sami.methods.rounds import mean_by_rounds
 from sami.methods.schedule import Plan, lr_factor
 from sami.methods.throughput import StageClock
 from sami.models.sam import Sam
-from sami.ops.attention import fastest_attention
+from sami.ops.cpu_kernels import fastest_attention
 
 
 class EfficientSAMFinetuning(pl.LightningModule):
@@ -74,7 +74,7 @@ class EfficientSAMFinetuning(pl.LightningModule):
         self.train_parts = tuple(train_parts)
         self.loss_weights = {"focal_weight": focal_weight, "dice_weight": dice_weight, "iou_weight": iou_weight}
         self.weight_decay, self.betas, self.layer_decay = weight_decay, tuple(betas), layer_decay
-        model.recompute_activations(checkpoint_activations)
+        model.set_grad_checkpointing(checkpoint_activations)
         self.clock = StageClock()
         self.recent: list[Tensor] = []
         self.scores: dict[str, MaskScores] = {}

@@ -9,8 +9,8 @@ from torch import nn
 
 from sami.methods.speed import Machine, interleave
 from sami.models.build import build_image_encoder
-from sami.models.image_encoders import fuse_branches
-from sami.ops.attention import fastest_attention
+from sami.models.image_encoders.mobile import fuse_branches
+from sami.ops.cpu_kernels import fastest_attention
 from sami.predict.speed import count_flops
 
 ENCODERS = {  # row: name of `build_sam`, fused

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sami.data.mask_views import NUM_NOISE
 from sami.models.sam import Sam
-from sami.models.two_way_transformer import ImageSide
+from sami.models.two_way_transformer import PreparedImage
 from sami.ops.masks import enlarge
 from sami.ops.prompts import (
     PADDING,
@@ -35,7 +35,7 @@ class Decode(Protocol):
         """`mask_input` is [B, Q, h, w] logits. K is 3 with `multimask_output` and 1 without."""
 
 
-def decode_with(model: Sam, image_embeddings: Tensor | ImageSide) -> Decode:
+def decode_with(model: Sam, image_embeddings: Tensor | PreparedImage) -> Decode:
     """A model that has the embeddings [B, 256, gh, gw] of some images, or what `Sam.prepare` made of them.
 
     Given embeddings, each call prepares them anew, and shares no graph with another.

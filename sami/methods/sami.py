@@ -23,7 +23,7 @@ from sami.metrics.agreement import FeatureAgreement, explained_variance
 from sami.metrics.knn import KNNAccuracy
 from sami.models.sami import SAMI
 from sami.models.vit import ViT
-from sami.ops.attention import fastest_attention
+from sami.ops.cpu_kernels import fastest_attention
 from sami.ops.masking import MaskSplit, num_visible_tokens, split_by_noise, take_tokens
 
 

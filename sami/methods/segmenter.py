@@ -1,6 +1,5 @@
 """What fine-tuning starts from, and what it leaves behind."""
 
-import hashlib
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -48,14 +47,6 @@ def start_segmenter(
     if decoder_checkpoint:
         load_decoder(model, decoder_checkpoint)
     return model
-
-
-def file_digest(path: str | None) -> str | None:
-    """A fingerprint of a file's bytes: 16 hexadecimal digits, the same wherever it lies. "hub" stands for itself."""
-    if path in (None, "hub"):
-        return path
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 class SegmenterExport(pl.Callback):

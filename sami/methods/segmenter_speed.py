@@ -2,7 +2,7 @@
 
 On a CPU everything is measured twice, in processes of their own. By default glibc hands large freed blocks back to the
 system, and the released design, which needs many, then waits for pages more than it computes; that is how it is used.
-With freed blocks kept (`sami.entry.keep_freed_memory`) only the computing is compared.
+With freed blocks kept (`sami.ops.cpu_kernels.keep_freed_memory`) only the computing is compared.
 """
 
 import statistics
@@ -15,7 +15,7 @@ import torch
 
 from sami.methods.speed import Machine, MatrixProduct, interleave, median_ratio
 from sami.models.build import build_sam
-from sami.ops.products import linear
+from sami.ops.cpu_kernels import linear
 from sami.predict.speed import count_flops, decoder_stages, encoder_stages
 
 BESIDE = ("single calls", "clicks", "tiled")  # what one call of the decoder is compared with

@@ -21,11 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sami.losses import feature_loss
 from sami.methods.sami import decay_groups
-from sami.models.decoders import CrossAttentionDecoder
 from sami.models.mae import PlainMAE
-from sami.models.sami import SAMI
+from sami.models.sami import SAMI, CrossAttentionDecoder
 from sami.models.vit import ViT
-from sami.ops.attention import fastest_attention
+from sami.ops.cpu_kernels import fastest_attention
 from sami.ops.masking import split_by_noise
 
 DESIGNS = ("MAE's design", "ours, context all", "ours, context encoder")

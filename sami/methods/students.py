@@ -10,11 +10,10 @@ from torch import nn
 from sami.methods.progress import say
 from sami.methods.segmenter import start_segmenter
 from sami.models.build import MODELS, TIMM, load_decoder, save_sam
-from sami.models.checkpoints import build_random
-from sami.models.neck import EMBEDDING_WIDTH
+from sami.models.image_encoders.neck import EMBEDDING_WIDTH
 from sami.models.sam import Sam
-from sami.models.segmenter_teacher import SegmenterTeacher
-from sami.models.teachers import Teacher
+from sami.models.teachers import SegmenterTeacher, Teacher
+from sami.models.weights import build_random
 
 STUDENTS = {  # name: segmenter
     "tiny_vit_5m": "mobile_sam",

@@ -9,19 +9,20 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
 from sami.files import whole_file
-from sami.models.checkpoints import download, load_state_dict_file, load_strictly
-from sami.models.efficient_vit import PRETRAINED_GRID, EfficientViT
-from sami.models.image_encoders import MobileViT, RepViT, build_sam_vit, fuse_branches
+from sami.models.image_encoders.efficient_sam import PRETRAINED_GRID, EfficientSAMEncoder
+from sami.models.image_encoders.mobile import RepViTEncoder, StagedEncoder, TinyViTEncoder, fuse_branches
+from sami.models.image_encoders.sam import build_sam_vit
+from sami.models.image_encoders.timm import TimmEncoder
 from sami.models.sam import Sam
-from sami.models.sam_checkpoints import backbone_only, decoder_only, to_ours, vit_to_efficient_vit
-from sami.models.timm_encoder import TimmEncoder
+from sami.models.timm_models import download_timm
+from sami.models.weight_names import backbone_only, decoder_only, to_ours, vit_to_efficient_sam
+from sami.models.weights import load_state_dict_file, load_strictly
 
 MODELS = {  # name: resize_mode, decoder as released; besides, timm/NAME has any timm backbone
     "sam_vit_b": ("pad", "sam"),
@@ -67,7 +68,7 @@ def build_sam(
     described = {} if checkpoint is None else read_description(checkpoint)
     if name is None and checkpoint is not None and "name" not in described:
         load_state_dict_file(checkpoint)  # a missing or damaged file is told as such
-        raise ValueError(f"{checkpoint} does not say which model it is: give name= (sami.segment: --model)")
+        raise ValueError(f"{checkpoint} does not say which model it is: give its name")
     if "sam_drawn_prompts" in (decoder, described.get("decoder")):
         raise ValueError(
             "decoder=sam_drawn_prompts no longer exists, and its weights give other masks without the drawings: train "
@@ -111,10 +112,10 @@ def build_image_encoder(name: str, *, image_size: int = 1024, drop_path: float =
     if name.startswith(TIMM):
         return TimmEncoder(name.removeprefix(TIMM), image_size=image_size, drop_path=drop_path)
     if name == "mobile_sam":
-        return MobileViT(drop_path=drop_path)
+        return TinyViTEncoder(drop_path=drop_path)
     if name.startswith("repvit_sam"):
-        return RepViT(f"repvit{name.removeprefix('repvit_sam') or '_m2_3'}")
-    return EfficientViT(EFFICIENT_SIZES[name[-1]], drop_path=drop_path)
+        return RepViTEncoder(f"repvit{name.removeprefix('repvit_sam') or '_m2_3'}")
+    return EfficientSAMEncoder(EFFICIENT_SIZES[name[-1]], drop_path=drop_path)
 
 
 PRETRAINED = {"tiny": "vit_tiny_patch16_224", "small": "vit_small_patch16_224", "base": "vit_base_patch16_224"}
@@ -125,30 +126,28 @@ def load_backbone(encoder: nn.Module, source: str | Path) -> None:
 
     Args:
         encoder: of any segmenter but SAM itself.
-        source: a file with timm's names: for `EfficientViT` a plain ViT of SAMI, MAE or timm, for the others timm's
-            model of that name. What the encoder has no place for, such as a classifier, is left out. "hub": timm's
-            download, pretrained on ImageNet.
+        source: a file with timm's names: for `EfficientSAMEncoder` a plain ViT of SAMI, MAE or timm, for the others
+            timm's model of that name. What the encoder has no place for, such as a classifier, is left out. "hub":
+            timm's download, pretrained on ImageNet.
 
     Raises:
         ValueError: the file is missing, damaged or of another network; the message names what does not fit. Or an
             encoder of SAM, which has no backbone apart from it.
         ConnectionError: the download failed.
     """
-    if isinstance(encoder, EfficientViT):
+    if isinstance(encoder, EfficientSAMEncoder):
         name = PRETRAINED[encoder.size]
-    elif isinstance(encoder, MobileViT | RepViT | TimmEncoder):
+    elif isinstance(encoder, StagedEncoder | TimmEncoder):
         name = encoder.name
     else:
         raise ValueError("a backbone of its own is for the other encoders: SAM's come whole, as checkpoint")
     if source == "hub":
-        advice = f"download model.safetensors from the page timm/{name} of huggingface.co"
-        network = download(lambda: timm.create_model(name, pretrained=True), advice=advice, option="backbone")
-        state_dict = network.state_dict()
+        state_dict = download_timm(name, option="backbone").state_dict()
     else:
         state_dict = load_state_dict_file(source)
     own = {name: value for name, value in encoder.state_dict().items() if not name.startswith("neck.")}
-    if isinstance(encoder, EfficientViT):
-        state_dict = vit_to_efficient_vit(state_dict, PRETRAINED_GRID)
+    if isinstance(encoder, EfficientSAMEncoder):
+        state_dict = vit_to_efficient_sam(state_dict, PRETRAINED_GRID)
     else:
         state_dict = backbone_only(state_dict, own)
     neck = {f"neck.{name}": value for name, value in encoder.neck.state_dict().items()}

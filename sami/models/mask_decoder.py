@@ -12,8 +12,8 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sami.models.two_way_transformer import ImageSide, TwoWayTransformer
-from sami.ops.products import linear
+from sami.models.two_way_transformer import PreparedImage, TwoWayTransformer
+from sami.ops.cpu_kernels import linear
 
 NUM_MULTIMASK = 3  # masks 1 to 3 answer an ambiguous prompt, mask 0 any other
 CPU_TOKENS = 4096  # image tokens at a time: the 4 MB that they take at 1024 pixels stay in the caches
@@ -28,15 +28,11 @@ class MaskDecoder(nn.Module):
         width: C.
         variant: "sam", or "efficient_sam": GELU throughout, a norm over channels and places in the upscaling, and see
             `TwoWayLayer`.
-
-    Attributes:
-        checkpoint: in training, recompute each group of prompts in the backward pass instead of keeping its
-            activations.
     """
 
     def __init__(self, width: int = 256, *, variant: str = "sam") -> None:
         super().__init__()
-        self.variant, self.checkpoint = variant, False
+        self.variant, self.grad_checkpointing = variant, False
         self.transformer = TwoWayTransformer(width=width, variant=variant)
         self.iou_token = nn.Embedding(1, width)
         self.mask_tokens = nn.Embedding(1 + NUM_MULTIMASK, width)
@@ -53,15 +49,19 @@ class MaskDecoder(nn.Module):
         )
         self.iou_prediction_head = ThreeLayers(width, 1 + NUM_MULTIMASK, activation)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether training decodes each group of prompts again in the backward pass instead of keeping activations."""
+        self.grad_checkpointing = enable
+
     def forward(
-        self, side: ImageSide, sparse: Tensor, visible: Tensor, dense: Tensor | None, *, multimask_output: bool
+        self, image: PreparedImage, sparse: Tensor, token_mask: Tensor, dense: Tensor | None, *, multimask_output: bool
     ) -> tuple[Tensor, Tensor]:
         """Masks of B images x Q prompts. The images are never copied for their prompts.
 
         Args:
-            side: of the B images.
+            image: the B images, see `Sam.prepare`.
             sparse: [B, Q, S, C] prompt tokens.
-            visible: [B, Q, S] bool, which of them exist.
+            token_mask: [B, Q, S] bool, which of them exist.
             dense: [B, Q, N, C] embeddings of mask prompts, or None.
             multimask_output: K = 3 masks for ambiguous prompts, or K = 1.
 
@@ -72,61 +72,62 @@ class MaskDecoder(nn.Module):
         B, Q = sparse.shape[:2]
         output = torch.cat([self.iou_token.weight, self.mask_tokens.weight])  # [1 + 4, C]
         prompt = torch.cat([output.expand(B, Q, -1, -1), sparse], dim=2)  # [B, Q, T, C]
-        visible = F.pad(visible, (len(output), 0), value=True)  # [B, Q, T]
-        if visible.device.type == "cpu" and visible.all():  # asking a GPU would make the CPU wait for it
-            visible = None
+        token_mask = F.pad(token_mask, (len(output), 0), value=True)  # [B, Q, T]
+        if token_mask.device.type == "cpu" and token_mask.all():  # asking a GPU would make the CPU wait for it
+            token_mask = None
         first = 1 if multimask_output else 0
         kept = slice(first, first + (NUM_MULTIMASK if multimask_output else 1))
-        tokens = prompt if dense is not None else self.transformer.start(prompt, visible, side)
+        tokens = prompt if dense is not None else self.transformer.start(prompt, token_mask, image)
         masks, ious = [], []
-        groups = list(self.groups(B, Q, side))
+        groups = list(self.groups(B, Q, image))
         for (images, prompts), dense_part in zip(groups, split_groups(dense, groups), strict=True):
-            part = (t if t is None else t[images, prompts] for t in (tokens, prompt, visible))
-            arguments = (*part, dense_part, side, images, kept)
-            if self.checkpoint and torch.is_grad_enabled():
+            part = (t if t is None else t[images, prompts] for t in (tokens, prompt, token_mask))
+            arguments = (*part, dense_part, image, images, kept)
+            if self.grad_checkpointing and torch.is_grad_enabled():
                 group = checkpoint(self.decode_group, *arguments, use_reentrant=False)
             else:
                 group = self.decode_group(*arguments)
             for done, new in zip((masks, ious), group, strict=True):
                 done.append(new)
-        gh, gw = side.grid_size
+        gh, gw = image.grid_size
         low_res_masks = torch.cat(masks).unflatten(0, (B, Q))
         return low_res_masks.view(B, Q, -1, 4 * gh, 4 * gw), torch.cat(ious).unflatten(0, (B, Q))
 
-    def groups(self, B: int, Q: int, side: ImageSide) -> Iterator[tuple[slice, slice]]:
+    def groups(self, B: int, Q: int, image: PreparedImage) -> Iterator[tuple[slice, slice]]:
         """Prompts to decode at a time, in order: some of one image's, or all those of some images."""
-        budget = CPU_TOKENS if side.image.device.type == "cpu" else GPU_TOKENS
-        size = max(budget // side.image.shape[1], 1)
+        budget = CPU_TOKENS if image.tokens.device.type == "cpu" else GPU_TOKENS
+        size = max(budget // image.tokens.shape[1], 1)
         num_images = max(size // Q, 1)
-        for image in range(0, B, num_images):
+        for first in range(0, B, num_images):
             for prompt in range(0, Q, size):
-                yield slice(image, image + num_images), slice(prompt, prompt + size)
+                yield slice(first, first + num_images), slice(prompt, prompt + size)
 
     def decode_group(
         self,
         tokens: Tensor,
         prompt: Tensor,
-        visible: Tensor | None,
+        token_mask: Tensor | None,
         dense: Tensor | None,
-        side: ImageSide,
+        image: PreparedImage,
         images: slice,
         kept: slice,
     ) -> tuple[Tensor, Tensor]:
         """Part of the images and prompts of `forward` -> masks [b, K, h*w] in image order, IoU [b, K]."""
         if dense is None:
-            tokens, image = self.transformer.finish(tokens, prompt, visible, side, images)
+            tokens, image_tokens = self.transformer.finish(tokens, prompt, token_mask, image, images)
         else:
-            image = (side.image[images].unsqueeze(1) + dense.unflatten(0, prompt.shape[:2])).flatten(0, 1)  # [b, N, C]
+            image_tokens = image.tokens[images].unsqueeze(1) + dense.unflatten(0, prompt.shape[:2])
+            image_tokens = image_tokens.flatten(0, 1)  # [b, N, C]
             tokens, prompt = tokens.flatten(0, 1), prompt.flatten(0, 1)
-            visible = None if visible is None else visible.flatten(0, 1)
-            tokens, image = self.transformer.attend(
-                tokens, image, prompt, visible, side.positions, self.transformer.layers
+            token_mask = None if token_mask is None else token_mask.flatten(0, 1)
+            tokens, image_tokens = self.transformer.attend(
+                tokens, image_tokens, prompt, token_mask, image.positions, self.transformer.layers
             )
         iou_predictions = self.iou_prediction_head(tokens[:, 0])[:, kept]
         mask_tokens = tokens[:, 1 : 2 + NUM_MULTIMASK][:, kept].unbind(1)
         networks = list(self.output_hypernetworks_mlps)[kept]
         hyper = torch.stack([net(token) for net, token in zip(networks, mask_tokens, strict=True)], dim=1)
-        return to_pixels(self.paint(image, hyper), side.grid_size), iou_predictions
+        return to_pixels(self.paint(image_tokens, hyper), image.grid_size), iou_predictions
 
     def paint(self, image: Tensor, hyper: Tensor) -> Tensor:
         """[b, N, C], [b, K, C/8] -> [b, K, N*16]: each token's 16 pixels, as 2x2 blocks, then within a block.

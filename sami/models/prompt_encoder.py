@@ -66,7 +66,7 @@ class PromptEncoder(nn.Module):
     def grid_positions(self, grid_size: tuple[int, int]) -> Tensor:
         """[N, C]: the place of each image token, row by row."""
         device = self.not_a_point_embed.weight.device
-        y, x = ((torch.arange(side, device=device) + 0.5) / side for side in grid_size)
+        y, x = ((torch.arange(cells, device=device) + 0.5) / cells for cells in grid_size)
         return self.pe_layer(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1))
 
     def encode_points(
@@ -85,7 +85,7 @@ class PromptEncoder(nn.Module):
 
         Returns:
             sparse_embeddings: [B, Q, S, C].
-            visible: [B, Q, S] bool.
+            token_mask: [B, Q, S] bool.
         """
         P = point_labels.shape[2]
         num_slots = max(P, 6) if self.variant == "efficient_sam" else P + (P > 0)
@@ -95,7 +95,7 @@ class PromptEncoder(nn.Module):
             wanted = 6 - given.sum(-1, keepdim=True)  # [B, Q, 1] padding tokens
         else:
             wanted = 1 - ((labels == TOP_LEFT) | (labels == BOTTOM_RIGHT)).any(-1, keepdim=True).int()
-        visible = given | ((~given).cumsum(-1) <= wanted)
+        token_mask = given | ((~given).cumsum(-1) <= wanted)
         gh, gw = grid_size
         size = torch.tensor([gw * PATCH_SIZE, gh * PATCH_SIZE], device=point_coords.device)
         coords = nn.functional.pad(point_coords, (0, 0, 0, num_slots - P)).float()
@@ -106,7 +106,7 @@ class PromptEncoder(nn.Module):
         kinds = {PADDING: self.not_a_point_embed, **{int(k): v for k, v in self.point_embeddings.items()}}
         for label, embedding in kinds.items():
             embeddings = embeddings + embedding.weight[0] * (labels == label).unsqueeze(-1)
-        return embeddings, visible
+        return embeddings, token_mask
 
     def encode_masks(self, mask_input: Tensor) -> Tensor:
         """[B, Q, 4*gh, 4*gw] logits -> dense embeddings [B, Q, N, C]."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sami.models.mask_decoder import MaskDecoder
 from sami.models.prompt_encoder import PATCH_SIZE, PromptEncoder
-from sami.models.two_way_transformer import ImageSide
+from sami.models.two_way_transformer import PreparedImage
 from sami.ops.frames import Frame
 from sami.ops.prompts import join_box
 
@@ -93,11 +93,11 @@ class Sam(nn.Module):
         Raises:
             ValueError: see `decode_prompts`.
         """
-        side = self.prepare(self.embed(torch.cat([self.preprocess(given["image"][None]) for given in batched_input])))
+        prepared = self.prepare(self.embed(torch.cat([self.preprocess(given["image"][None]) for given in batched_input])))
         outputs = []
         for row, given in enumerate(batched_input):
             prompts = (given.get(name) for name in ("point_coords", "point_labels", "boxes", "mask_inputs"))
-            low_res, ious = self.decode_prompts(side.take([row]), *prompts, multimask_output=multimask_output)
+            low_res, ious = self.decode_prompts(prepared.take([row]), *prompts, multimask_output=multimask_output)
             masks = self.postprocess_masks(low_res, given["image"].shape[-2:], given["original_size"])
             outputs.append({"masks": masks > self.mask_threshold, "iou_predictions": ious, "low_res_logits": low_res})
         return outputs
@@ -118,34 +118,31 @@ class Sam(nn.Module):
         (H, W), (Ho, Wo), stretch = input_size, original_size, self.resize_mode == "stretch"
         return Frame((Ho, Wo), (H, W), self.image_size, stretch=stretch).masks_to_original(masks)
 
-    def recompute_activations(self, on: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether training computes activations a second time in the backward pass instead of keeping them."""
-        self.mask_decoder.checkpoint = on
-        if hasattr(self.image_encoder, "set_grad_checkpointing"):  # timm's
-            self.image_encoder.set_grad_checkpointing(on)
-        else:
-            self.image_encoder.checkpoint = on
+        self.image_encoder.set_grad_checkpointing(enable)
+        self.mask_decoder.set_grad_checkpointing(enable)
 
     def embed(self, image: Tensor) -> Tensor:
         """[B, 3, H, W], normalised with ImageNet's mean and deviation -> image_embeddings [B, 256, gh, gw]."""
         return self.image_encoder(image)
 
-    def prepare(self, image_embeddings: Tensor) -> ImageSide:
+    def prepare(self, image_embeddings: Tensor) -> PreparedImage:
         """[B, 256, gh, gw] -> what `decode` needs of the images, to be kept where they are prompted more than once."""
         grid_size, encoder = tuple(image_embeddings.shape[2:]), self.prompt_encoder
         dtype, device = image_embeddings.dtype, image_embeddings.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)  # here once instead of in every product
-        return ImageSide(
+        return PreparedImage(
             image_embeddings.flatten(2).transpose(1, 2).to(dtype).contiguous(),
             encoder.grid_positions(grid_size).to(dtype),
             grid_size=grid_size,
-            unprompted=encoder.no_mask_embed.weight[0] if encoder.takes_masks else None,
+            no_mask_embed=encoder.no_mask_embed.weight[0] if encoder.takes_masks else None,
         )
 
     def decode(
         self,
-        image_embeddings: Tensor | ImageSide,
+        image_embeddings: Tensor | PreparedImage,
         point_coords: Tensor,
         point_labels: Tensor,
         mask_input: Tensor | None = None,
@@ -169,19 +166,19 @@ class Sam(nn.Module):
         Raises:
             ValueError: a mask prompt for a model that takes none, or shapes that do not belong together.
         """
-        side = self.prepare(image_embeddings) if isinstance(image_embeddings, Tensor) else image_embeddings
-        self.check_shapes(side, point_coords, point_labels, mask_input)
-        gh, gw = side.grid_size
+        image = self.prepare(image_embeddings) if isinstance(image_embeddings, Tensor) else image_embeddings
+        self.check_shapes(image, point_coords, point_labels, mask_input)
+        gh, gw = image.grid_size
         if point_labels.shape[1] == 0:  # a detector that found nothing
-            shape = (len(side.image), 0, 3 if multimask_output else 1)
-            return side.image.new_zeros(*shape, 4 * gh, 4 * gw), side.image.new_zeros(shape)
-        sparse, visible = self.prompt_encoder.encode_points(point_coords, point_labels, side.grid_size)
+            shape = (len(image.tokens), 0, 3 if multimask_output else 1)
+            return image.tokens.new_zeros(*shape, 4 * gh, 4 * gw), image.tokens.new_zeros(shape)
+        sparse, token_mask = self.prompt_encoder.encode_points(point_coords, point_labels, image.grid_size)
         dense = None if mask_input is None else self.prompt_encoder.encode_masks(mask_input)
-        return self.mask_decoder(side, sparse, visible, dense, multimask_output=multimask_output)
+        return self.mask_decoder(image, sparse, token_mask, dense, multimask_output=multimask_output)
 
     def decode_prompts(
         self,
-        image_embeddings: Tensor | ImageSide,
+        image_embeddings: Tensor | PreparedImage,
         point_coords: Tensor | None,
         point_labels: Tensor | None,
         boxes: Tensor | None,
@@ -216,17 +213,17 @@ class Sam(nn.Module):
         return low_res_masks[0].float(), ious[0].float()
 
     def check_shapes(
-        self, side: ImageSide, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor | None
+        self, image: PreparedImage, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor | None
     ) -> None:
         """See `decode`."""
         shape = tuple(point_labels.shape)
-        if len(shape) != 3 or tuple(point_coords.shape) != (*shape, 2) or shape[0] != len(side.image):
+        if len(shape) != 3 or tuple(point_coords.shape) != (*shape, 2) or shape[0] != len(image.tokens):
             raise ValueError(
                 f"point_coords {list(point_coords.shape)} and point_labels {list(shape)} do not fit "
-                f"{len(side.image)} images: give [B, Q, P, 2] and [B, Q, P]"
+                f"{len(image.tokens)} images: give [B, Q, P, 2] and [B, Q, P]"
             )
         if mask_input is not None and not self.prompt_encoder.takes_masks:
             raise ValueError(f"{self.name} takes no mask prompts: leave mask_input out, or use decoder=sam")
-        expected = (*shape[:2], *(4 * cells for cells in side.grid_size))
+        expected = (*shape[:2], *(4 * cells for cells in image.grid_size))
         if mask_input is not None and tuple(mask_input.shape) != expected:
             raise ValueError(f"mask_input is {list(mask_input.shape)}, needed {list(expected)}")

@@ -27,7 +27,7 @@ class TargetCodec(nn.Module):
     def __init__(self, storage: str, width: int, basis: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
         if storage not in STORAGES:
-            raise ValueError(f"cache.storage={storage!r}: choose {', '.join(STORAGES)}")
+            raise ValueError(f"storage={storage!r}: choose {', '.join(STORAGES)}")
         self.storage, self.width = storage, width
         mean, components = basis or (None, None)
         self.register_buffer("mean", mean)

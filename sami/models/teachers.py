@@ -1,22 +1,22 @@
-"""Frozen networks whose features the student learns to predict.
+"""Teachers: frozen networks (SAM, any timm model, a whole segmenter) whose features the student learns to predict.
 
 B images   H W pixels   p the student's patch size   gh gw the student's token grid, N = gh*gw   h w the teacher's grid
 E teacher width
 """
 
-import difflib
-import inspect
 from functools import cached_property
 from typing import NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from sami.models.checkpoints import build_random, download, load_state_dict_file, load_strictly, weights_digest
-from sami.models.samvit import SAM_PATCH_SIZE, fit_position_tables, load_sam
+from sami.models.build import build_sam
+from sami.models.image_encoders.neck import EMBEDDING_WIDTH
+from sami.models.image_encoders.sam import SAM_PATCH_SIZE, fit_position_tables, load_sam
+from sami.models.timm_models import load_timm
+from sami.models.weights import build_random, weights_digest
 from sami.ops.resize import area_resize
 
 INPUT_MEAN, INPUT_STD = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
@@ -116,9 +116,9 @@ class SamTeacher(Teacher):
     ) -> None:
         super().__init__(patch_size)
         if layer not in ("neck", "last_block"):
-            raise ValueError(f"teacher layer={layer!r}: choose neck or last_block")
+            raise ValueError(f"layer={layer!r}: choose neck or last_block")
         if input_size is not None and (input_size <= 0 or input_size % SAM_PATCH_SIZE):
-            raise ValueError(f"teacher input_size={input_size}: give a multiple of {SAM_PATCH_SIZE} pixels, or null")
+            raise ValueError(f"input_size={input_size}: give a multiple of {SAM_PATCH_SIZE} pixels, or null")
         self.input_size, self.max_batch = input_size, max_batch
         self.network = load_sam(name, weights).eval().requires_grad_(False)
         if layer == "last_block":
@@ -136,7 +136,7 @@ class SamTeacher(Teacher):
         if H % SAM_PATCH_SIZE or W % SAM_PATCH_SIZE:
             raise ValueError(
                 f"SAM cannot take an image of {H}x{W} pixels, its patches have {SAM_PATCH_SIZE}: "
-                f"set the teacher's input_size to a multiple of {SAM_PATCH_SIZE}"
+                f"set input_size to a multiple of {SAM_PATCH_SIZE}"
             )
         features = torch.func.functional_call(self.network, self.tables_for(view), (view,))  # [B, E, h, w]
         return self.to_tokens(features, image)
@@ -187,41 +187,33 @@ class TimmTeacher(Teacher):
             (features,) = self.network.forward_intermediates(view, indices=1, norm=True, intermediates_only=True)
         except AssertionError as error:  # timm's way to refuse a size
             H, W = view.shape[-2:]
-            raise ValueError(
-                f"{self.name} cannot take an image of {H}x{W} pixels ({error}): set the teacher's input_size"
-            ) from error
+            raise ValueError(f"{self.name} cannot take an image of {H}x{W} pixels ({error}): set input_size") from error
         return self.to_tokens(features, image)  # features [B, E, h, w], whatever the model's own layout
 
 
-def load_timm(name: str, weights: str, input_size: int | None) -> nn.Module:
-    """timm's model of this name without a classifier, for images of `input_size` or, where it can, of any size."""
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), cutoff=0.5)
-        raise ValueError(f"teacher name={name!r} is no timm model. Close to it: {', '.join(close) or 'none'}")
-    try:
-        with torch.device("meta"):
-            takes = inspect.signature(type(timm.create_model(name))).parameters
-    except RuntimeError as error:  # timm knows the model, not the tag behind the dot
-        tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
-        raise ValueError(f"teacher name={name!r}: {error} Weights on the hub: {tags}") from error
-    options: dict[str, object] = {"num_classes": 0}
-    if "dynamic_img_size" in takes:
-        options["dynamic_img_size"] = True
-    elif "img_size" in takes and input_size is not None:
-        options["img_size"] = input_size
-    if weights == "hub":
-        return download(
-            lambda: timm.create_model(name, pretrained=True, **options),
-            advice=f"download model.safetensors from the page timm/{name} of huggingface.co",
-        )
-    network = build_random(lambda: timm.create_model(name, **options), announce=name if weights == "random" else None)
-    if weights != "random":
-        classifier = network.pretrained_cfg.get("classifier") or ()
-        prefixes = tuple(f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier))
-        state_dict = load_state_dict_file(weights)
-        state_dict = {key: value for key, value in state_dict.items() if not (prefixes and key.startswith(prefixes))}
-        load_strictly(network, state_dict, source=f"teacher.weights={weights}")
-    return network
+class SegmenterTeacher(Teacher):
+    """A segmenter's image encoder as the teacher of another one's, E = 256; its decoder is there too, in `sam`.
+
+    Args:
+        name: see `build_sam`.
+        checkpoint: a released file, or `segmenter.safetensors` of a run. None: always the same random weights.
+        decoder: "sam" or "efficient_sam", see `Sam`.
+        patch_size: the student's.
+
+    Raises:
+        ValueError: see `build_sam`.
+    """
+
+    width = EMBEDDING_WIDTH
+
+    def __init__(self, name: str, checkpoint: str | None, decoder: str = "sam", patch_size: int = 16) -> None:
+        super().__init__(patch_size)
+        announce = name if checkpoint is None else None
+        sam = build_random(lambda: build_sam(name, checkpoint, decoder=decoder), announce=announce)
+        self.sam, self.trained = sam.requires_grad_(False), checkpoint is not None
+
+    def target(self, image: Tensor) -> Tensor:
+        return self.to_tokens(self.sam.embed(image), image)
 
 
 def resize_longest(image: Tensor, longest: int, *, multiple: int = 1) -> Tensor:

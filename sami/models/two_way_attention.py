@@ -32,10 +32,10 @@ class Attention(nn.Module):
             nn.init.zeros_(linear.bias)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, token_mask: Tensor | None) -> Tensor:
         """[b, T, C] each, [b, T] bool or None for all -> [b, T, C]."""
         q, k, v = self.heads(self.q_proj(queries)), self.heads(self.k_proj(keys)), self.heads(self.v_proj(values))
-        seen = None if visible is None else visible[:, None, None]
+        seen = None if token_mask is None else token_mask[:, None, None]
         attended = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), attn_mask=seen)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
@@ -75,29 +75,29 @@ class ImageToToken(Attention):
         return self.heads(self.q_proj(placed)).permute(0, 2, 3, 1).contiguous()
 
     def forward_shared(
-        self, image: Tensor, queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None
+        self, image: Tensor, queries: Tensor, keys: Tensor, values: Tensor, token_mask: Tensor | None
     ) -> Tensor:
         """[B, N, C], [B, h, d, N], [B, Q, T, C] twice, [B, Q, T] -> [B*Q, N, C], each prompt's own image."""
         B, Q, T, _ = keys.shape
         k = self.heads(self.k_proj(keys)) * self.scale  # [B, Q, T, h, d]
         match = torch.matmul(k.permute(0, 3, 1, 2, 4).flatten(2, 3), queries)  # [B, h, Q*T, N]
         match = match.unflatten(2, (Q, T)).transpose(1, 2).flatten(0, 1)  # [B*Q, h, T, N]
-        weights = self.weigh(match, None if visible is None else visible.flatten(0, 1))
+        weights = self.weigh(match, None if token_mask is None else token_mask.flatten(0, 1))
         folded = self.fold_values(values.flatten(0, 1))
         if Q == 1 or B == 1:  # the broadcast image is read in place
             return torch.baddbmm(image, weights, folded)
         return (torch.bmm(weights, folded).unflatten(0, (B, Q)) + image.unsqueeze(1)).flatten(0, 1)
 
-    def forward(self, image: Tensor, placed: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+    def forward(self, image: Tensor, placed: Tensor, keys: Tensor, values: Tensor, token_mask: Tensor | None) -> Tensor:
         """[b, N, C], the same with positions, [b, T, C] twice, [b, T] -> [b, N, C]."""
         k = self.heads(self.k_proj(keys)) * self.scale  # [b, T, h, d]
         match = scores(k, self.q_proj, placed).unflatten(1, (self.num_heads, -1))
-        return torch.baddbmm(image, self.weigh(match, visible), self.fold_values(values))
+        return torch.baddbmm(image, self.weigh(match, token_mask), self.fold_values(values))
 
-    def weigh(self, match: Tensor, visible: Tensor | None) -> Tensor:
+    def weigh(self, match: Tensor, token_mask: Tensor | None) -> Tensor:
         """[b, h, T, N], [b, T] -> [b, N, h*T]: the share of each token for each image token."""
-        if visible is not None:
-            match = match.masked_fill(~visible[:, None, :, None], -torch.inf)
+        if token_mask is not None:
+            match = match.masked_fill(~token_mask[:, None, :, None], -torch.inf)
         return match.softmax(2).flatten(1, 2).transpose(1, 2)
 
     def fold_values(self, values: Tensor) -> Tensor:

@@ -30,16 +30,16 @@ class TwoWayLayer(nn.Module):
         self.norm4 = nn.LayerNorm(width)
         self.cross_attn_image_to_token = ImageToToken(width, num_heads, shrink=2)
 
-    def attend_tokens(self, tokens: Tensor, prompt: Tensor, visible: Tensor | None) -> Tensor:
+    def attend_tokens(self, tokens: Tensor, prompt: Tensor, token_mask: Tensor | None) -> Tensor:
         """[b, T, C], the tokens as they came in [b, T, C], [b, T] -> [b, T, C] after the self-attention."""
         if self.variant == "efficient_sam":
             tokens = tokens if self.first else tokens + prompt
-            tokens = tokens + self.self_attn(tokens, tokens, tokens, visible)
+            tokens = tokens + self.self_attn(tokens, tokens, tokens, token_mask)
         elif self.first:
-            tokens = self.self_attn(tokens, tokens, tokens, visible)
+            tokens = self.self_attn(tokens, tokens, tokens, token_mask)
         else:
             placed = tokens + prompt
-            tokens = tokens + self.self_attn(placed, placed, tokens, visible)
+            tokens = tokens + self.self_attn(placed, placed, tokens, token_mask)
         return self.norm1(tokens)
 
     def finish_tokens(self, tokens: Tensor, update: Tensor) -> Tensor:
@@ -60,21 +60,21 @@ class TokenMLP(nn.Module):
         return self.lin2(self.act(self.lin1(tokens)))
 
 
-class ImageSide:
+class PreparedImage:
     """What decoding needs of images, whatever the prompts; projections are computed when first asked for, and kept.
 
     Args:
-        image: [B, N, C] image tokens.
+        tokens: [B, N, C] of the images.
         positions: [N, C] their positions.
         grid_size: (gh, gw), N = gh*gw.
-        unprompted: [C] what is added to the image where there is no mask prompt, or None.
+        no_mask_embed: [C] what is added to the image where there is no mask prompt, or None.
     """
 
     def __init__(
-        self, image: Tensor, positions: Tensor, *, grid_size: tuple[int, int], unprompted: Tensor | None
+        self, tokens: Tensor, positions: Tensor, *, grid_size: tuple[int, int], no_mask_embed: Tensor | None
     ) -> None:
-        self.image, self.positions, self.grid_size = image, positions, grid_size
-        self.start = image if unprompted is None else image + unprompted.to(image.dtype)  # [B, N, C]
+        self.tokens, self.positions, self.grid_size = tokens, positions, grid_size
+        self.start = tokens if no_mask_embed is None else tokens + no_mask_embed.to(tokens.dtype)  # [B, N, C]
         self.first_layer: tuple[Tensor, Tensor, Tensor] | None = None
 
     def project(self, layer: TwoWayLayer) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,13 +86,13 @@ class ImageSide:
             self.first_layer = keys, values, layer.cross_attn_image_to_token.project_image(placed)
         return self.first_layer
 
-    def take(self, rows: list[int]) -> "ImageSide":
+    def take(self, rows: list[int]) -> "PreparedImage":
         """Some of the images."""
-        side = ImageSide(self.image[rows], self.positions, grid_size=self.grid_size, unprompted=None)
-        side.start = self.start[rows]
+        image = PreparedImage(self.tokens[rows], self.positions, grid_size=self.grid_size, no_mask_embed=None)
+        image.start = self.start[rows]
         if self.first_layer is not None:
-            side.first_layer = tuple(part[rows] for part in self.first_layer)
-        return side
+            image.first_layer = tuple(part[rows] for part in self.first_layer)
+        return image
 
 
 class TwoWayTransformer(nn.Module):
@@ -111,43 +111,43 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = TokenToImage(width, num_heads, shrink=2)
         self.norm_final_attn = nn.LayerNorm(width)
 
-    def start(self, prompt: Tensor, visible: Tensor | None, side: ImageSide) -> Tensor:
+    def start(self, prompt: Tensor, token_mask: Tensor | None, image: PreparedImage) -> Tensor:
         """[B, Q, T, C], [B, Q, T] -> [B, Q, T, C]: the tokens before the image first looks at them."""
         layer, flat = self.layers[0], prompt.flatten(0, 1)
-        tokens = layer.attend_tokens(flat, flat, None if visible is None else visible.flatten(0, 1))
-        keys, values, _ = side.project(layer)
+        tokens = layer.attend_tokens(flat, flat, None if token_mask is None else token_mask.flatten(0, 1))
+        keys, values, _ = image.project(layer)
         update = layer.cross_attn_token_to_image.forward_shared(tokens.view_as(prompt) + prompt, keys, values)
         return layer.finish_tokens(tokens, update.flatten(0, 1)).view_as(prompt)
 
     def finish(
-        self, tokens: Tensor, prompt: Tensor, visible: Tensor | None, side: ImageSide, images: slice
+        self, tokens: Tensor, prompt: Tensor, token_mask: Tensor | None, image: PreparedImage, images: slice
     ) -> tuple[Tensor, Tensor]:
         """What `start` gave for some prompts of some images -> their tokens [b, T, C] and image tokens [b, N, C]."""
         layer = self.layers[0]
-        queries = side.project(layer)[2][images]
-        image = layer.cross_attn_image_to_token.forward_shared(
-            side.start[images], queries, tokens + prompt, tokens, visible
+        queries = image.project(layer)[2][images]
+        image_tokens = layer.cross_attn_image_to_token.forward_shared(
+            image.start[images], queries, tokens + prompt, tokens, token_mask
         )
         tokens, prompt = tokens.flatten(0, 1), prompt.flatten(0, 1)
-        visible = None if visible is None else visible.flatten(0, 1)
-        return self.attend(tokens, layer.norm4(image), prompt, visible, side.positions, self.layers[1:])
+        token_mask = None if token_mask is None else token_mask.flatten(0, 1)
+        return self.attend(tokens, layer.norm4(image_tokens), prompt, token_mask, image.positions, self.layers[1:])
 
     def attend(
         self,
         tokens: Tensor,
         image: Tensor,
         prompt: Tensor,
-        visible: Tensor | None,
+        token_mask: Tensor | None,
         positions: Tensor,
         layers: nn.ModuleList,
     ) -> tuple[Tensor, Tensor]:
         """[b, T, C], [b, N, C], [b, T, C], [b, T] -> tokens [b, T, C], image tokens [b, N, C] after `layers`."""
         placed = image + positions
         for layer in layers:
-            tokens = layer.attend_tokens(tokens, prompt, visible)
+            tokens = layer.attend_tokens(tokens, prompt, token_mask)
             update = layer.cross_attn_token_to_image(tokens + prompt, image, placed)
             tokens = layer.finish_tokens(tokens, update)
-            image = layer.cross_attn_image_to_token(image, placed, tokens + prompt, tokens, visible)
+            image = layer.cross_attn_image_to_token(image, placed, tokens + prompt, tokens, token_mask)
             image = layer.norm4(image)
             placed = image + positions
         update = self.final_attn_token_to_image(tokens + prompt, image, placed)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sami.models.sam import Sam
-from sami.models.two_way_transformer import ImageSide
+from sami.models.two_way_transformer import PreparedImage
 from sami.ops.frames import Frame
 from sami.predict.photo import to_rgb
 from sami.predict.prompts import Prompt, each_object, read_prompt, stack_prompts
@@ -45,7 +45,7 @@ class SamPredictor:
         """Forgets the images."""
         self.frames: list[Frame] = []
         self.features: Tensor | None = None  # [B, 256, gh, gw]
-        self.side: ImageSide | None = None
+        self.prepared: PreparedImage | None = None
 
     @property
     def is_image_set(self) -> bool:
@@ -223,11 +223,11 @@ class SamPredictor:
             raise ValueError("no image is set: call set_image or set_image_batch first")
         return self.features
 
-    def images(self, rows: list[int]) -> ImageSide:
+    def images(self, rows: list[int]) -> PreparedImage:
         """What the decoder needs of some of the images."""
-        side = self.side or self.model.prepare(self.require_image())
-        self.side = side
-        return side if len(rows) == len(self.frames) else side.take(rows)
+        prepared = self.prepared or self.model.prepare(self.require_image())
+        self.prepared = prepared
+        return prepared if len(rows) == len(self.frames) else prepared.take(rows)
 
     def read_prompt(self, image: int, *given: np.ndarray | None) -> Prompt:
         """See `sami.predict.prompts.read_prompt`."""

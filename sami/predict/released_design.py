@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sami.models.efficient_vit import EfficientViT, SelfAttention
+from sami.models.image_encoders.efficient_sam import EfficientSAMEncoder
 from sami.models.sam import Sam
 from sami.models.two_way_attention import Attention
 
@@ -64,18 +64,17 @@ def attend_plain(layer: Attention, queries: Tensor, keys: Tensor, values: Tensor
     return layer.out_proj((weights @ v).transpose(1, 2).flatten(2))
 
 
-def plain_encoder(encoder: EfficientViT) -> EfficientViT:
+def plain_encoder(encoder: EfficientSAMEncoder) -> EfficientSAMEncoder:
     """The same encoder, weights shared, with attention as released."""
-    twin = EfficientViT.__new__(EfficientViT)
+    twin = EfficientSAMEncoder.__new__(EfficientSAMEncoder)
     nn.Module.__init__(twin)
-    twin.checkpoint = False
     twin.patch_embed, twin.pos_embed, twin.neck = encoder.patch_embed, encoder.pos_embed, encoder.neck
-    twin.blocks = nn.ModuleList(PlainBlock(block) for block in encoder.blocks)
+    twin.blocks = nn.Sequential(*(PlainBlock(block) for block in encoder.blocks))
     return twin.train(encoder.training)
 
 
 class PlainBlock(nn.Module):
-    """A block of `EfficientViT` with attention in three steps and torch's own linear layers."""
+    """A block of `EfficientSAMEncoder` with attention in three steps and torch's own linear layers."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -88,7 +87,7 @@ class PlainBlock(nn.Module):
         return tokens + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(tokens))))
 
 
-def plain_self_attention(layer: SelfAttention, tokens: Tensor) -> Tensor:
+def plain_self_attention(layer: nn.Module, tokens: Tensor) -> Tensor:
     """[B, N, D] -> [B, N, D], all N x N weights in memory."""
     q, k, v = layer.qkv(tokens).unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
     weights = ((q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5).softmax(-1)

@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sami.models.sam import Sam
-from sami.ops.products import ONEDNN
+from sami.ops.cpu_kernels import ONEDNN
 from sami.ops.prompts import FOREGROUND
 from sami.predict.released_design import decode_tiled, plain_encoder
 
@@ -21,7 +21,7 @@ Stages = dict[str, Callable[[], object]]
 
 
 def encoder_stages(sam: Sam, image_size: int, device: str) -> Stages:
-    """Stages "encoder" and "encoder, released": one image of noise; `sam` with an `EfficientViT`."""
+    """Stages "encoder" and "encoder, released": one image of noise; `sam` with an `EfficientSAMEncoder`."""
     image = torch.randn(1, 3, image_size, image_size, device=device)
     plain = plain_encoder(sam.image_encoder)
     return without_gradients(
@@ -68,5 +68,5 @@ def count_flops(stage: Callable[[], object]) -> int:
 
 
 def linear_flops(tokens: Sequence[int], weight: Sequence[int], *rest: object, **options: object) -> int:
-    """Of `sami.ops.products.linear`, from the shapes of its arguments."""
+    """Of `sami.ops.cpu_kernels.linear`, from the shapes of its arguments."""
     return 2 * math.prod(tokens) * weight[0]

@@ -16,8 +16,7 @@ from sami.methods.schedule import Schedule
 from sami.methods.standardize import ContentStatistics
 from sami.methods.students import start_students
 from sami.models.build import build_sam
-from sami.models.segmenter_teacher import SegmenterTeacher
-from sami.models.teachers import TimmTeacher
+from sami.models.teachers import SegmenterTeacher, TimmTeacher
 
 START = {
     **{"names": ["vit_t"], "init": {}, "decoder_checkpoint": None, "image_size": 64, "resize_mode": "pad"},

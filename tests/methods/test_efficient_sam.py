@@ -107,7 +107,7 @@ def test_checkpointed_activations_give_the_same_gradients(tmp_path) -> None:
     """With drop path, so that the random numbers have to come back too."""
     batch = batch_of(tmp_path)
     plain, saving = (build(drop_path=0.5, checkpoint_activations=on) for on in (False, True))
-    assert saving.model.image_encoder.checkpoint and saving.model.mask_decoder.checkpoint
+    assert saving.model.image_encoder.grad_checkpointing and saving.model.mask_decoder.grad_checkpointing
     expected, ours = gradients(plain, batch), gradients(saving, batch)
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)
@@ -121,7 +121,7 @@ def test_checkpointing_reaches_timms_encoders() -> None:
         EfficientSAMFinetuning(
             model, SamProtocol(num_clicks=0, num_repeats=0), **{**OPTIONS, "checkpoint_activations": on}
         )
-        assert encoder.grad_checkpointing == model.mask_decoder.checkpoint == on
+        assert encoder.grad_checkpointing == model.mask_decoder.grad_checkpointing == on
 
 
 def test_round_by_round_gives_the_gradients_of_one_backward_pass(tmp_path) -> None:

@@ -8,8 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sami.models.build import MODELS, build_sam, load_backbone, load_decoder, save_sam
-from sami.models.efficient_vit import EfficientViT
-from sami.models.image_encoders import MobileViT
+from sami.models.image_encoders.efficient_sam import EfficientSAMEncoder
 from sami.models.vit import ViT
 
 
@@ -77,23 +76,9 @@ def test_sams_own_encoders_have_one_size():
 def test_activations_can_be_recomputed(name):
     with torch.device("meta"):
         sam = build_sam(name)
-    sam.recompute_activations()
-    encoder = sam.image_encoder
-    assert sam.mask_decoder.checkpoint
-    assert encoder.grad_checkpointing if name == "sam_vit_b" else encoder.checkpoint
-    sam.recompute_activations(False)
-    assert not sam.mask_decoder.checkpoint
-    assert not (encoder.grad_checkpointing if name == "sam_vit_b" else encoder.checkpoint)
-
-
-def test_mobile_encoder_with_recomputing():
-    encoder = MobileViT().train()
-    image = torch.randn(2, 3, 64, 64)
-    for encoder.checkpoint in (False, True):
-        encoder.zero_grad()
-        assert encoder(image).shape == (2, 256, 4, 4)
-        encoder(image).square().mean().backward()
-        assert all(parameter.grad is not None for parameter in encoder.parameters())
+    for enable in (True, False):
+        sam.set_grad_checkpointing(enable)
+        assert sam.mask_decoder.grad_checkpointing == sam.image_encoder.grad_checkpointing == enable
 
 
 def test_unknown_names():
@@ -173,7 +158,7 @@ def test_backbone_of_sami(image_size, tmp_path):
     """The student's patch tokens are the encoder's where the class token cannot matter: before the first block."""
     student = ViT("tiny", image_size=image_size)
     save_file(student.state_dict(), tmp_path / "backbone.safetensors")
-    encoder = EfficientViT("tiny")
+    encoder = EfficientSAMEncoder("tiny")
     neck = [value.clone() for value in encoder.neck.state_dict().values()]
     load_backbone(encoder, tmp_path / "backbone.safetensors")
     for name, value in student.blocks.state_dict().items():
@@ -188,17 +173,17 @@ def test_backbone_of_sami(image_size, tmp_path):
 def test_backbone_of_timm_and_of_mae(tmp_path):
     network = timm.create_model("vit_tiny_patch16_224", num_classes=10)
     torch.save(network.state_dict(), tmp_path / "timm.pth")
-    encoder = EfficientViT("tiny")
+    encoder = EfficientSAMEncoder("tiny")
     load_backbone(encoder, tmp_path / "timm.pth")
     torch.testing.assert_close(encoder.blocks[3].mlp.fc1.weight, network.blocks[3].mlp.fc1.weight)
     mae = {**network.state_dict(), "mask_token": torch.zeros(1, 1, 512), "decoder_pos_embed": torch.zeros(1, 197, 512)}
     torch.save({"model": {k: v for k, v in mae.items() if not k.startswith("head")}}, tmp_path / "mae.pth")
-    load_backbone(EfficientViT("tiny"), tmp_path / "mae.pth")
-    with pytest.raises(ValueError, match="does not fit EfficientViT"):
-        load_backbone(EfficientViT("small"), tmp_path / "timm.pth")
+    load_backbone(EfficientSAMEncoder("tiny"), tmp_path / "mae.pth")
+    with pytest.raises(ValueError, match="does not fit EfficientSAMEncoder"):
+        load_backbone(EfficientSAMEncoder("small"), tmp_path / "timm.pth")
     torch.save({**network.state_dict(), "pos_embed": torch.zeros(1, 190, 192)}, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match="190 rows belongs to no square grid"):
-        load_backbone(EfficientViT("tiny"), tmp_path / "odd.pth")
+        load_backbone(EfficientSAMEncoder("tiny"), tmp_path / "odd.pth")
 
 
 def test_decoder_of_another_file(tiny, released):

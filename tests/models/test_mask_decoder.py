@@ -153,7 +153,7 @@ def test_recomputed_activations_give_the_same_gradients(monkeypatch):
     embeddings, coords, labels = inputs()
     results = []
     for recompute in (False, True):
-        sam.mask_decoder.checkpoint = recompute
+        sam.mask_decoder.set_grad_checkpointing(recompute)
         calls = []
         monkeypatch.setattr(sam.mask_decoder, "decode_group", counted(type(sam.mask_decoder).decode_group, sam, calls))
         leaf = embeddings.clone().requires_grad_()
@@ -238,12 +238,12 @@ def test_bf16_is_close_to_float32():
 def test_prepared_images_decode_as_embeddings_do():
     sam = small_sam()
     embeddings, coords, labels = inputs()
-    side = sam.prepare(embeddings)
+    image = sam.prepare(embeddings)
     expected = sam.decode(embeddings, coords, labels, multimask_output=True)
     for _ in range(2):
-        torch.testing.assert_close(sam.decode(side, coords, labels, multimask_output=True), expected)
+        torch.testing.assert_close(sam.decode(image, coords, labels, multimask_output=True), expected)
     torch.testing.assert_close(
-        sam.decode(side.take([1]), coords[1:], labels[1:], multimask_output=True), tuple(part[1:] for part in expected)
+        sam.decode(image.take([1]), coords[1:], labels[1:], multimask_output=True), tuple(part[1:] for part in expected)
     )
     torch.testing.assert_close(
         sam.decode(sam.prepare(embeddings).take([0]), coords[:1], labels[:1], multimask_output=True),

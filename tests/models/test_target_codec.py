@@ -100,5 +100,5 @@ def test_targets_of_16_bits_are_stored_as_they_are() -> None:
 
 
 def test_unknown_storage() -> None:
-    with pytest.raises(ValueError, match=r"cache.storage='int4': choose fp32, fp16, int8"):
+    with pytest.raises(ValueError, match=r"storage='int4': choose fp32, fp16, int8"):
         TargetCodec("int4", E)

@@ -156,7 +156,7 @@ def test_sam_without_network_names_the_file(monkeypatch):
         raise OSError("offline")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ConnectionError, match=r"offline.*sam_vit_h_4b8939\.pth.*teacher\.weights"):
+    with pytest.raises(ConnectionError, match=r"offline.*sam_vit_h_4b8939\.pth.*set weights"):
         SamTeacher("sam_vit_h")
 
 

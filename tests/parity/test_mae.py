@@ -11,11 +11,10 @@ from golden.seeded import seeded_array, seeded_image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from sami.losses import feature_loss
-from sami.models.checkpoints import load_state_dict_file, load_strictly
-from sami.models.decoders import SelfAttentionDecoder
 from sami.models.pixel_targets import PixelTeacher
-from sami.models.sami import SAMI
+from sami.models.sami import SAMI, SelfAttentionDecoder
 from sami.models.vit import ViT
+from sami.models.weights import load_state_dict_file, load_strictly
 from sami.ops.masking import split_by_noise
 from sami.ops.pos_embed import sincos_pos_embed
 

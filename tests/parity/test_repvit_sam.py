@@ -7,7 +7,7 @@ from checkpoints import shapes_of, write_checkpoint
 from torch import Tensor
 
 from sami.models.build import build_sam, save_sam
-from sami.models.image_encoders import fuse_branches
+from sami.models.image_encoders.mobile import fuse_branches
 
 PREFIX = "image_encoder.features."
 

@@ -7,8 +7,8 @@ from checkpoints import golden_of, shapes_of, write_checkpoint
 from golden.seeded import seeded_image
 
 from sami.models.build import build_sam
-from sami.models.checkpoints import load_strictly
-from sami.models.sam_checkpoints import to_ours
+from sami.models.weight_names import to_ours
+from sami.models.weights import load_strictly
 from sami.predict.predictor import SamPredictor
 
 TOLERANCE = 1e-4  # relative; the project promises 1e-3, and 3e-6 was seen

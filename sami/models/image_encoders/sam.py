@@ -1,6 +1,6 @@
-"""SAM's image encoder as timm builds it, with SAM's own numbers.
+"""SAM's image encoder (ViT-B, L and H) as timm builds it, with SAM's own numbers.
 
-H W pixels   gh gw grid of 16-pixel patches
+B images   H W pixels   gh gw grid of 16-pixel patches
 """
 
 from functools import partial
@@ -11,13 +11,8 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
-from sami.models.checkpoints import (
-    build_random,
-    download,
-    load_state_dict_file,
-    load_strictly,
-    sam_image_encoder_to_timm,
-)
+from sami.models.weight_names import sam_image_encoder_to_timm
+from sami.models.weights import build_random, download, load_state_dict_file, load_strictly
 
 SAM_PATCH_SIZE = 16
 SAM = {  # timm's name, Meta's file
@@ -27,38 +22,42 @@ SAM = {  # timm's name, Meta's file
 }
 
 
+def build_sam_vit(name: str, *, drop_path: float = 0.0, pretrained: bool = False) -> nn.Module:
+    """timm's samvit for one of `SAM`, [B, 3, H, W] -> [B, 256, gh, gw], with `attend` in its blocks.
+
+    Args:
+        drop_path: chance to leave out the last block in training; earlier ones less, in proportion to their depth.
+        pretrained: with SAM's weights, which timm downloads.
+    """
+    # timm's LayerNorms have eps 1e-5, SAM's 1e-6: features differ by up to 7 % where tokens vary little
+    options = {"num_classes": 0, "global_pool": "", "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
+    architecture = f"{SAM[name][0]}.sa1b" if pretrained else SAM[name][0]
+    network = timm.create_model(architecture, pretrained=pretrained, drop_path_rate=drop_path, **options)
+    for block in network.blocks:
+        block.attn.forward = partial(attend, block.attn)
+    return network
+
+
 def load_sam(name: str, weights: str) -> nn.Module:
-    """timm's samvit, [B, 3, H, W] -> [B, 256, H/16, W/16], with `attend` in its blocks. `weights` as of `SamTeacher`.
+    """`build_sam_vit` with the weights of a file; `weights` as of `SamTeacher`.
 
     Raises:
         ValueError: unknown `name`, or the file is missing, damaged or of another model.
         ConnectionError: the download failed.
     """
     if name not in SAM:
-        raise ValueError(f"teacher name={name!r}: choose one of {', '.join(SAM)}")
-    network = load_timm_sam(*SAM[name], name=name, weights=weights)
-    for block in network.blocks:
-        block.attn.forward = partial(attend, block.attn)
-    return network
-
-
-def load_timm_sam(architecture: str, file: str, *, name: str, weights: str) -> nn.Module:
-    """The network as timm has it; see `load_sam`."""
-    # timm's LayerNorms have eps 1e-5, SAM's 1e-6: features differ by up to 7 % where tokens vary little.
-    options = {"num_classes": 0, "global_pool": "", "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
+        raise ValueError(f"name={name!r}: choose one of {', '.join(SAM)}")
     if weights == "hub":
-        return download(
-            lambda: timm.create_model(f"{architecture}.sa1b", pretrained=True, **options),
-            advice=f"download {file} from the page of facebookresearch/segment-anything",
-        )
+        advice = f"download {SAM[name][1]} from the page of facebookresearch/segment-anything"
+        return download(lambda: build_sam_vit(name, pretrained=True), advice=advice, option="weights")
     if weights == "random":
-        return build_random(lambda: timm.create_model(architecture, **options), announce=name)
+        return build_random(lambda: build_sam_vit(name), announce=name)
     state_dict = load_state_dict_file(weights)
     if any(key.startswith("image_encoder.") for key in state_dict):
         state_dict = sam_image_encoder_to_timm(state_dict)
     with torch.device("meta"):  # ViT-H is 2.5 GB: never allocated besides the file's own pages
-        network = timm.create_model(architecture, **options)
-    load_strictly(network, state_dict, source=f"teacher.weights={weights}")
+        network = build_sam_vit(name)
+    load_strictly(network, state_dict, source=f"weights={weights}")
     return network
 
 
@@ -79,26 +78,26 @@ def attend(layer: nn.Module, x: Tensor) -> Tensor:
     rel_w = torch.einsum("bnhwd,wkd->bnhwk", grid_q, relative_table(layer.rel_pos_w, gw)).flatten(2, 3)
     rows = torch.eye(gh, dtype=k.dtype, device=k.device).repeat_interleave(gw, 0)  # [N, gh]
     columns = torch.eye(gw, dtype=k.dtype, device=k.device).repeat(gh, 1)  # [N, gw]
-    place = torch.cat([rows, columns], dim=1).expand(*k.shape[:2], -1, -1)  # [B, heads, N, gh + gw]
+    cells = torch.cat([rows, columns], dim=1).expand(*k.shape[:2], -1, -1)  # [B, heads, N, gh + gw]
     scale = d**-0.5  # of q k only, so the other terms are divided by it first
     queries = torch.cat([q, (rel_h / scale).to(q.dtype), (rel_w / scale).to(q.dtype)], dim=-1)
-    keys = torch.cat([k, place], dim=-1)
+    keys = torch.cat([k, cells], dim=-1)
     width = -(-queries.shape[-1] // 8) * 8  # fused kernels want equal widths, in multiples of 8
     queries, keys, values = (F.pad(t, (0, width - t.shape[-1])) for t in (queries, keys, v))
     attended = F.scaled_dot_product_attention(queries, keys, values, scale=scale)[..., :d]
     return layer.proj(attended.transpose(1, 2).flatten(2)).unflatten(1, (gh, gw))
 
 
-def relative_table(table: Tensor, side: int) -> Tensor:
-    """[2 * side - 1, d] -> [side, side, d]: the entry for the distance of query and key, at [query, key].
+def relative_table(table: Tensor, num_cells: int) -> Tensor:
+    """[2 * num_cells - 1, d] -> [num_cells, num_cells, d]: at [query, key] the entry for their distance.
 
     Raises:
         ValueError: the table is of another size; see `fit_position_tables`.
     """
-    if len(table) != 2 * side - 1:
-        raise ValueError(f"a table of {len(table)} relative positions does not fit a side of {side} tokens")
-    place = torch.arange(side, device=table.device)
-    return table[place[:, None] - place[None, :] + side - 1]
+    if len(table) != 2 * num_cells - 1:
+        raise ValueError(f"a table of {len(table)} relative positions does not fit {num_cells} tokens in a row")
+    position = torch.arange(num_cells, device=table.device)
+    return table[position[:, None] - position[None, :] + num_cells - 1]
 
 
 def fit_position_tables(network: nn.Module, grid: tuple[int, int]) -> dict[str, Tensor]:
@@ -110,7 +109,7 @@ def fit_position_tables(network: nn.Module, grid: tuple[int, int]) -> dict[str, 
     tables = {"pos_embed": resample_abs_pos_embed_nhwc(network.pos_embed, list(grid))}
     for i, block in enumerate(network.blocks):
         if block.window_size == 0:
-            for axis, side in zip(("rel_pos_h", "rel_pos_w"), grid, strict=True):
+            for axis, num_cells in zip(("rel_pos_h", "rel_pos_w"), grid, strict=True):
                 table = getattr(block.attn, axis).T.unsqueeze(0)  # [1, head width, 2 * 64 - 1]
-                tables[f"blocks.{i}.attn.{axis}"] = F.interpolate(table, 2 * side - 1, mode="linear")[0].T
+                tables[f"blocks.{i}.attn.{axis}"] = F.interpolate(table, 2 * num_cells - 1, mode="linear")[0].T
     return tables

@@ -1,4 +1,4 @@
-"""Where a network's weights come from: files read safely, renamed by pure maps, loaded without leftovers."""
+"""Weights of networks: files read safely, loaded strictly, downloaded, or random; digests of files and weights."""
 
 import argparse
 import hashlib
@@ -12,13 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 SHOWN = 4  # names of each kind in an error message
-
-
-def sam_image_encoder_to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Segment Anything's names (`sam_vit_h_4b8939.pth`) -> those of timm's samvit, without the rest of SAM."""
-    prefix = "image_encoder."
-    names = {name: name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
-    return {new.replace(".mlp.lin", ".mlp.fc"): state_dict[name] for name, new in names.items()}
 
 
 def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
@@ -88,12 +81,12 @@ def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], *, source
     module.load_state_dict(state_dict, assign=on_meta)
 
 
-def download(build: Callable[[], nn.Module], *, advice: str, option: str = "teacher.weights") -> nn.Module:
+def download(build: Callable[[], nn.Module], *, advice: str, option: str) -> nn.Module:
     """What `build` returns; whatever stops its download becomes one error that says what to do instead.
 
     Args:
         advice: what to fetch by hand.
-        option: of the configuration, that was "hub" and can be a path.
+        option: the argument that was "hub" and can be a path.
 
     Raises:
         ConnectionError: the weights could not be fetched.
@@ -128,6 +121,14 @@ def weights_digest(module: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def file_digest(path: str | None) -> str | None:
+    """A fingerprint of a file's bytes: 16 hexadecimal digits, the same wherever it lies. "hub" stands for itself."""
+    if path in (None, "hub"):
+        return path
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _some(names: list[str]) -> str:

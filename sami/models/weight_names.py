@@ -1,4 +1,4 @@
-"""Parameter names of released segmenters -> those of `Sam`, as pure functions of a state dict.
+"""Parameter names of released files (SAM, MobileSAM, RepViT-SAM, EfficientSAM, MAE, timm) -> ours, by pure functions.
 
 Ours are SAM's own names for prompt encoder and mask decoder, and timm's for image encoders.
 """
@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
-
-from sami.models.checkpoints import sam_image_encoder_to_timm
 
 
 def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -31,6 +29,13 @@ def sam_to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     encoder = {f"image_encoder.{name}": value for name, value in sam_image_encoder_to_timm(state_dict).items()}
     rest = {name: value for name, value in state_dict.items() if not name.startswith("image_encoder.")}
     return encoder | rest
+
+
+def sam_image_encoder_to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Segment Anything's names (`sam_vit_h_4b8939.pth`) -> those of timm's samvit, without the rest of SAM."""
+    prefix = "image_encoder."
+    names = {name: name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
+    return {new.replace(".mlp.lin", ".mlp.fc"): state_dict[name] for name, new in names.items()}
 
 
 def mobile_sam_to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -135,8 +140,8 @@ def backbone_only(state_dict: Mapping[str, Tensor], names: Iterable[str]) -> dic
     return {name: found[plain(name)] for name in names if plain(name) in found}
 
 
-def vit_to_efficient_vit(state_dict: Mapping[str, Tensor], grid_size: tuple[int, int]) -> dict[str, Tensor]:
-    """A plain ViT of SAMI, MAE or timm -> `EfficientViT` without neck.
+def vit_to_efficient_sam(state_dict: Mapping[str, Tensor], grid_size: tuple[int, int]) -> dict[str, Tensor]:
+    """A plain ViT of SAMI, MAE or timm -> `EfficientSAMEncoder` without neck.
 
     Class token, final norm, classifier and MAE's decoder are left out; EfficientSAM has none of them. The position
     table is resized (bicubic) to `grid_size` where it has another one.
@@ -150,13 +155,13 @@ def vit_to_efficient_vit(state_dict: Mapping[str, Tensor], grid_size: tuple[int,
     if table is None or table.ndim != 3:
         return kept  # the strict load names it
     class_rows = 1 if "cls_token" in state_dict else 0
-    side = math.isqrt(table.shape[1] - class_rows)
-    if side * side != table.shape[1] - class_rows:
+    cells = math.isqrt(table.shape[1] - class_rows)
+    if cells * cells != table.shape[1] - class_rows:
         raise ValueError(f"a position table of {table.shape[1]} rows belongs to no square grid of patches")
-    grid = table[:, class_rows:].float()  # [1, side*side, D]
-    if (side, side) != tuple(grid_size):
-        square = grid.transpose(1, 2).unflatten(2, (side, side))
-        grid = F.interpolate(square, tuple(grid_size), mode="bicubic").flatten(2).transpose(1, 2)
+    positions = table[:, class_rows:].float()  # [1, cells*cells, D]
+    if (cells, cells) != tuple(grid_size):
+        square = positions.transpose(1, 2).unflatten(2, (cells, cells))
+        positions = F.interpolate(square, tuple(grid_size), mode="bicubic").flatten(2).transpose(1, 2)
     # the row of the class token stays in the table, as in EfficientSAM's files
-    kept["pos_embed"] = F.pad(grid, (0, 0, 1, 0))
+    kept["pos_embed"] = F.pad(positions, (0, 0, 1, 0))
     return kept

@@ -2,8 +2,7 @@ import pytest
 import timm
 import torch
 
-from sami.models.efficient_vit import EfficientViT
-from sami.models.neck import build_neck
+from sami.models.image_encoders.efficient_sam import EfficientSAMEncoder
 from sami.predict.released_design import plain_encoder
 
 
@@ -12,7 +11,7 @@ def photo(H: int = 64, W: int = 96, B: int = 2) -> torch.Tensor:
 
 
 def test_equals_the_released_design():
-    encoder = EfficientViT("tiny").eval()
+    encoder = EfficientSAMEncoder("tiny").eval()
     with torch.no_grad():
         expected = plain_encoder(encoder)(photo())
         torch.testing.assert_close(encoder(photo()), expected, rtol=0, atol=1e-4)
@@ -23,7 +22,7 @@ def test_equals_timms_blocks_at_the_size_of_pretraining():
     """Without class token and final norm, which EfficientSAM leaves out."""
     network = timm.create_model("vit_tiny_patch16_224", num_classes=0, class_token=False, global_pool="avg").eval()
     network.fc_norm = network.norm = torch.nn.Identity()
-    encoder = EfficientViT("tiny").eval()
+    encoder = EfficientSAMEncoder("tiny").eval()
     names = network.state_dict()
     encoder.load_state_dict({**encoder.state_dict(), **{k: v for k, v in names.items() if k != "pos_embed"}})
     encoder.pos_embed.data[:, 1:] = network.pos_embed.data
@@ -35,10 +34,11 @@ def test_equals_timms_blocks_at_the_size_of_pretraining():
 
 
 def test_gradients_and_recomputing_them():
-    encoder = EfficientViT("tiny").train()
+    encoder = EfficientSAMEncoder("tiny").train()
     found, calls = [], []
     encoder.blocks[5].register_forward_pre_hook(lambda *_: calls.append(1))
-    for encoder.checkpoint, num_calls in ((False, 1), (True, 2)):
+    for enable, num_calls in ((False, 1), (True, 2)):
+        encoder.set_grad_checkpointing(enable)
         encoder.zero_grad()
         calls.clear()
         encoder(photo()).square().mean().backward()
@@ -53,22 +53,16 @@ def test_gradients_and_recomputing_them():
 
 
 def test_drop_path_grows_with_depth_and_acts_in_training_only():
-    encoder = EfficientViT("tiny", drop_path=0.6)
-    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in encoder.blocks]
+    encoder = EfficientSAMEncoder("tiny", drop_path=0.6)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.blocks]
     assert rates == pytest.approx([0.6 * number / 11 for number in range(12)])
     with torch.no_grad():
         torch.testing.assert_close(encoder.eval()(photo()), encoder(photo()))
         assert not torch.allclose(encoder.train()(photo()), encoder(photo()))
 
 
-def test_neck_is_sams():
-    neck = build_neck(192)
-    assert neck[0].bias is None and neck[2].bias is None
-    assert neck[1].eps == neck[3].eps == 1e-6
-
-
 def test_sizes_it_cannot_have():
     with pytest.raises(ValueError, match="size='huge'"):
-        EfficientViT("huge")
+        EfficientSAMEncoder("huge")
     with pytest.raises(ValueError, match="60x96 pixels is not a whole number of patches"):
-        EfficientViT("tiny")(photo(60, 96))
+        EfficientSAMEncoder("tiny")(photo(60, 96))

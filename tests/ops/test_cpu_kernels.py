@@ -2,8 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sami.ops import attention
-from sami.ops.attention import attend, attend_by_rows
+from sami.ops import cpu_kernels
+from sami.ops.cpu_kernels import attend, attend_by_rows, by_onednn, linear
+
+tokens, weight, bias = torch.randn(2, 5, 8), torch.randn(3, 8), torch.randn(3)
 
 
 def qkv(N: int, dtype: torch.dtype) -> torch.Tensor:
@@ -32,7 +34,7 @@ def test_only_inference_goes_by_rows(monkeypatch):
         calls.append(1)
         return attend_by_rows(*arguments)
 
-    monkeypatch.setattr(attention, "attend_by_rows", by_rows)
+    monkeypatch.setattr(cpu_kernels, "attend_by_rows", by_rows)
     expected = F.scaled_dot_product_attention(*qkv(32, torch.float32))
     for number, (dtype, tolerance) in enumerate([(torch.bfloat16, 0.03), (torch.float32, 1e-6)], start=1):
         assert (attend(*qkv(32, dtype)).float() - expected).abs().max() < tolerance
@@ -43,3 +45,28 @@ def test_only_inference_goes_by_rows(monkeypatch):
     with torch.no_grad():
         attend(q, k, v)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("offset", [bias, None])
+def test_linear_equals_torchs(offset):
+    torch.testing.assert_close(linear(tokens, weight, offset), F.linear(tokens, weight, offset))
+    columns = torch.randn(8, 3).T  # not contiguous
+    torch.testing.assert_close(linear(tokens[:, 1:], columns, offset), F.linear(tokens[:, 1:], columns, offset))
+
+
+def test_where_the_other_library_cannot_help(monkeypatch):
+    trained = weight.clone().requires_grad_()
+    assert not by_onednn(tokens, trained) and linear(tokens, trained).requires_grad
+    assert not by_onednn(tokens.bfloat16(), weight.bfloat16()) and not by_onednn(tokens.double(), weight.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(tokens, weight).dtype == torch.bfloat16
+    graph = torch.jit.trace(lambda x: linear(x, weight), tokens).graph
+    assert "mkldnn" not in str(graph)
+    monkeypatch.setattr(cpu_kernels, "ONEDNN", None)
+    torch.testing.assert_close(linear(tokens, weight), F.linear(tokens, weight))
+
+
+@pytest.mark.skipif(cpu_kernels.ONEDNN is None, reason="torch without oneDNN")
+def test_inference_in_fp32_goes_there():
+    with torch.no_grad():
+        assert by_onednn(tokens, weight.clone().requires_grad_())

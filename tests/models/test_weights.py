@@ -7,12 +7,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sami.models.checkpoints import (
+from sami.models.weights import (
     build_random,
     download,
     load_state_dict_file,
     load_strictly,
-    sam_image_encoder_to_timm,
     weights_digest,
 )
 
@@ -103,18 +102,12 @@ def test_differences_are_listed_and_nothing_is_loaded():
     assert_same(dict(module.state_dict()), before)
 
 
-def test_sam_names():
-    given = ["image_encoder.blocks.0.mlp.lin1.weight", "image_encoder.pos_embed", "mask_decoder.mlp.lin1.weight"]
-    renamed = sam_image_encoder_to_timm({name: torch.tensor(i) for i, name in enumerate(given)})
-    assert renamed == {"blocks.0.mlp.fc1.weight": torch.tensor(0), "pos_embed": torch.tensor(1)}
-
-
 def test_failed_download_says_what_to_do():
     def build() -> nn.Module:
         raise OSError("no route to host\nand more")
 
-    with pytest.raises(ConnectionError, match=r"no route to host\).*fetch x\.pth, and set teacher\.weights"):
-        download(build, advice="fetch x.pth")
+    with pytest.raises(ConnectionError, match=r"no route to host\).*fetch x\.pth, and set weights"):
+        download(build, advice="fetch x.pth", option="weights")
 
 
 def test_random_weights_are_always_the_same_and_leave_the_seed_alone():
