@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sami.data.images import BrokenImage, decode_image
 from sami.data.mask_sources import MaskedPhoto, MaskSource
 from sami.data.mask_views import MaskFrame, draw_noise
 from sami.data.order import locate_in_file_order
 from sami.data.segmentations import segmentation_counts
-from sami.data.transforms import BrokenImage, decode
 from sami.data.views import PADDING
 from sami.ops.frames import Frame
 from sami.ops.rle import decode_mask, mask_cells
@@ -33,10 +33,11 @@ class PhotoObjects:
         counts: run lengths of each mask, of the whole photo.
         noise: [Q, NUM_NOISE] uniform in [0, 1), which decides the prompts.
         photo: the image file's bytes.
+        upright: see `MaskedPhoto.raster`.
     """
 
-    def __init__(self, frame: Frame, counts: list[Tensor], noise: Tensor, photo: bytes) -> None:
-        self.frame, self.noise, self.photo = frame, noise.numpy(), photo
+    def __init__(self, frame: Frame, counts: list[Tensor], noise: Tensor, photo: bytes, *, upright: bool) -> None:
+        self.frame, self.noise, self.photo, self.upright = frame, noise.numpy(), photo, upright
         self.counts = [runs.numpy().astype(np.int32) for runs in counts]
 
     def __len__(self) -> int:
@@ -44,7 +45,7 @@ class PhotoObjects:
 
     def pixels(self) -> np.ndarray:
         """RGB uint8 [H, W, 3], all that the photo has."""
-        return decode(self.photo)
+        return decode_image(self.photo, upright=self.upright)
 
     def take(self, rows: slice, grid: Frame) -> tuple[Tensor, Tensor]:
         """Some of the objects: masks [1, Q, H, W] bool and noise [1, Q, NUM_NOISE].
@@ -73,7 +74,7 @@ def draw_objects(photo: MaskedPhoto, frame: MaskFrame, rng: np.random.Generator,
     Raises:
         BrokenImage: the image or one of the masks that were drawn cannot be read, or no mask has a pixel.
     """
-    size = photo.size()
+    size, upright = photo.raster()
     counts: list[Tensor] = []
     for number in rng.permutation(len(photo.segmentations)):
         if len(counts) == num_masks:
@@ -83,7 +84,7 @@ def draw_objects(photo: MaskedPhoto, frame: MaskFrame, rng: np.random.Generator,
             counts.append(runs)
     if not counts:
         raise BrokenImage(f"none of its {len(photo.segmentations)} masks can be used: they are empty")
-    return PhotoObjects(frame.of(size), counts, draw_noise(rng, len(counts)), photo.image)
+    return PhotoObjects(frame.of(size), counts, draw_noise(rng, len(counts)), photo.image, upright=upright)
 
 
 class EvalMaskViews(Dataset):
@@ -114,7 +115,7 @@ class EvalMaskViews(Dataset):
             try:
                 photo = self.source.read(*place)
                 objects = draw_objects(photo, self.frame, rng, num_masks=self.num_masks)
-                batch["image"][row] = self.frame.image(photo.image, flip=False)
+                batch["image"][row] = self.frame.image(photo.image, flip=False, upright=objects.upright)
             except BrokenImage as error:
                 batch["broken"].append((self.source.name(*place), str(error)))
                 continue

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sami.data.transforms import normalize
+from sami.data.images import normalize
 from sami.models.sam import Sam
 from sami.models.two_way_transformer import ImageSide
 from sami.ops.frames import Frame, longest_side_frame, squash_frame
 from sami.ops.prompts import BOTTOM_RIGHT, TOP_LEFT
-from sami.predict.photo import to_rgb
+from sami.predict.photo import rgb_pixels
 from sami.predict.prompts import Prompt, read_prompt, stack_prompts
 
 Photo = np.ndarray | Image.Image
@@ -62,7 +62,7 @@ class SamPredictor:
             image_format: order of the channels, "RGB" or "BGR".
 
         Raises:
-            ValueError: see `to_rgb`.
+            ValueError: see `rgb_pixels`.
         """
         self.set_image_batch([image], image_format)
 
@@ -71,7 +71,7 @@ class SamPredictor:
         """Embeds photos of any sizes for `predict_batch`.
 
         Raises:
-            ValueError: see `to_rgb`, or there is none.
+            ValueError: see `rgb_pixels`, or there is none.
         """
         if len(image_list) == 0:
             raise ValueError("no images: give at least one")
@@ -79,7 +79,7 @@ class SamPredictor:
         fit = longest_side_frame if self.model.preprocess == "pad" else squash_frame
         frames, squares = [], []
         for photo in image_list:
-            pixels = to_rgb(photo, image_format=image_format)
+            pixels = rgb_pixels(photo, image_format=image_format)
             frames.append(fit(pixels.shape[:2], self.model.image_size))
             image = frames[-1].resize(torch.tensor(pixels).permute(2, 0, 1).unsqueeze(0))  # no GPU smooths uint8
             squares.append(frames[-1].pad(normalize(image.to(self.device))))

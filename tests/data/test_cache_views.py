@@ -6,9 +6,9 @@ from conftest import draw_photo, encode, write_folder
 
 from sami.data.cache_layout import CacheLayout
 from sami.data.cache_views import ShardSampler, ViewsToCache
+from sami.data.crops import RandomCrops, crop_and_resize, photo_checksum
 from sami.data.order import ShuffledOrder
 from sami.data.sources import FolderSource
-from sami.data.transforms import RandomCrops, crop_and_resize, photo_checksum
 from sami.data.views import EvalViews, TrainViews
 
 CROPS = RandomCrops((0.2, 1.0), (0.75, 1.33), 0.5)

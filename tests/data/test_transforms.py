@@ -6,18 +6,8 @@ import torch
 from conftest import draw_photo, encode
 from PIL import Image
 
-from sami.data.transforms import (
-    BrokenImage,
-    RandomCrops,
-    center_crop_box,
-    crop_and_resize,
-    decode,
-    denormalize,
-    image_size,
-    normalize,
-    normalize_padded,
-    resize_and_pad,
-)
+from sami.data.crops import RandomCrops, center_crop_box, crop_and_resize, normalize_padded, resize_and_pad
+from sami.data.images import BrokenImage, decode_image, denormalize, image_size, normalize
 from sami.ops.frames import longest_side_frame
 
 
@@ -45,7 +35,7 @@ def test_scaled_decoding_keeps_the_frame() -> None:
     data = encode(draw_photo(1, height=901, width=1203, grain=150), quality=95)
     for box in ((0, 0, 901, 1203), (200, 301, 650, 640)):
         ours, theirs = crop_and_resize(data, box, 64), pillow_crop(data, box, 64)
-        assert decode(data, min_scale=128 / min(box[2:])).shape[0] < 901
+        assert decode_image(data, min_scale=128 / min(box[2:])).shape[0] < 901
         assert (
             ours.float() - theirs.float()
         ).abs().mean() < 2  # box edges fall between the pixels of the smaller picture
@@ -65,7 +55,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     )
     buffer = io.BytesIO()
     (picture if mode in ("L", "I;16") else picture.convert(mode)).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
-    pixels = decode(buffer.getvalue())
+    pixels = decode_image(buffer.getvalue())
     assert pixels.shape == (30, 40, 3) and pixels.dtype == np.uint8
     assert np.abs(pixels[:, :4].astype(float)).mean() < 30 and pixels[:, -4:].mean() > 220
 
