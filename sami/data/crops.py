@@ -92,7 +92,8 @@ def resize_and_pad(data: bytes, side: int) -> Tensor:
         BrokenImage: see `decode_image`.
     """
     pixels = torch.from_numpy(np.array(decode_image(data))).permute(2, 0, 1).unsqueeze(0)  # [1, 3, H, W], channels last
-    frame = longest_side_frame(tuple(pixels.shape[2:]), side)
+    height, width = pixels.shape[2:]
+    frame = longest_side_frame((height, width), side)
     return frame.pad(frame.resize(pixels))[0]
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 FORMATS = {  # Pillow's name of the content: the extensions of such files, the usual one first
@@ -55,17 +56,18 @@ def decode_image(data: bytes, *, min_scale: float = 1.0, upright: bool = True) -
             without a known range.
     """
     (height, width), orientation = read_header(data)
+    orientation = orientation if upright else 1
     if data[:2] == JPEG_START:
-        least = {"min_height": math.ceil(height * min_scale), "min_width": math.ceil(width * min_scale)}
+        fraction = min_scale if min_scale <= 0.5 else 0  # 0: as large as it is
+        least = math.ceil(height * fraction), math.ceil(width * fraction)
         try:
             if simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK"):
-                pixels = simplejpeg.decode_jpeg(data, **(least if min_scale <= 0.5 else {}))
-                return turn(pixels, orientation if upright else 1)
+                return turn(simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1]), orientation)
         except ValueError:
             pass  # rare variants that libjpeg-turbo's simple interface refuses; Pillow says what is wrong with the rest
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            return turn(np.asarray(to_rgb(picture)), orientation if upright else 1)
+            return turn(np.asarray(to_rgb(picture)), orientation)
     except BrokenImage:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError, ...
@@ -78,8 +80,8 @@ def image_size(data: bytes, *, upright: bool = True) -> tuple[int, int]:
     Raises:
         BrokenImage: no image header.
     """
-    size, orientation = read_header(data)
-    return size[::-1] if upright and orientation >= 5 else size
+    (height, width), orientation = read_header(data)
+    return (width, height) if upright and orientation >= 5 else (height, width)
 
 
 def read_header(data: bytes) -> tuple[tuple[int, int], int]:
@@ -92,11 +94,11 @@ def read_header(data: bytes) -> tuple[tuple[int, int], int]:
         if data[:2] == JPEG_START:
             try:
                 height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-                return (height, width), find_orientation(jpeg_exif(data))
+                return (int(height), int(width)), find_orientation(jpeg_exif(data))
             except ValueError:
                 pass  # as in `decode_image`
         with Image.open(io.BytesIO(data)) as picture:
-            if picture.format == "TIFF":  # which Pillow turns by itself when it loads the pixels
+            if isinstance(picture, TiffImageFile):  # which Pillow turns by itself when it loads the pixels
                 width, height = (picture.tag_v2[tag] for tag in (256, 257))
                 turned = picture.tag_v2.get(ORIENTATION, 1) in range(5, 9)
                 return ((width, height) if turned else (height, width)), 1
