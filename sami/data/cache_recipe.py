@@ -93,10 +93,10 @@ def compare(before: dict, now: dict, *, without: set[str] = frozenset(), prefix:
         if isinstance(a, dict) and isinstance(b, dict):
             lines += compare(a, b, prefix=f"{prefix}{name}.")
         elif a != b:
-            why = " (this version of sami makes other pixels of an image file: write the cache again)"
-            lines.append(
-                f"{prefix}{name}: {shorten(a)} in the cache, {shorten(b)} now{why if name == 'version' else ''}"
+            why = (
+                " (sami makes other pixels of an image file since: write the cache again)" if name == "version" else ""
             )
+            lines.append(f"{prefix}{name}: {shorten(a)} in the cache, {shorten(b)} now{why}")
     return lines
 
 

@@ -24,7 +24,6 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
-from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 FORMATS = {  # Pillow's name of the content: the extensions of such files, the usual one first
@@ -61,10 +60,9 @@ def decode_image(data: bytes, *, min_scale: float = 1.0, upright: bool = True) -
         fraction = min_scale if min_scale <= 0.5 else 0  # 0: as large as it is
         least = math.ceil(height * fraction), math.ceil(width * fraction)
         try:
-            if simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK"):
-                return turn(simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1]), orientation)
+            return turn(simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1]), orientation)
         except ValueError:
-            pass  # rare variants that libjpeg-turbo's simple interface refuses; Pillow says what is wrong with the rest
+            pass  # CMYK and rare variants, which libjpeg-turbo refuses; Pillow says what is wrong with the rest
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return turn(np.asarray(to_rgb(picture)), orientation)
@@ -98,10 +96,7 @@ def read_header(data: bytes) -> tuple[tuple[int, int], int]:
             except ValueError:
                 pass  # as in `decode_image`
         with Image.open(io.BytesIO(data)) as picture:
-            if isinstance(picture, TiffImageFile):  # which Pillow turns by itself when it loads the pixels
-                width, height = (picture.tag_v2[tag] for tag in (256, 257))
-                turned = picture.tag_v2.get(ORIENTATION, 1) in range(5, 9)
-                return ((width, height) if turned else (height, width)), 1
+            # a TIFF, whose tags are not in `info`, Pillow turns by itself: it counts as stored upright
             return (picture.height, picture.width), find_orientation(picture.info.get("exif", b""))
     except Exception as error:
         raise BrokenImage(reason(error)) from error
