@@ -20,8 +20,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from sami.data.images import normalize
 from sami.data.stream import ViewLoader
-from sami.data.transforms import normalize
 from sami.data.views import PositionSampler
 from sami.entry import explain_errors
 from sami.methods.encoder_latency import print_encoders

@@ -16,8 +16,9 @@ from torch import Tensor
 from sami.data.cache_layout import CacheLayout
 from sami.data.cache_manifest import open_manifest, record_format
 from sami.data.cache_recipe import compare
+from sami.data.crops import photo_checksum
+from sami.data.images import BrokenImage
 from sami.data.sources import Photo, Source
-from sami.data.transforms import BrokenImage, photo_checksum
 from sami.ops.frames import longest_side_frame
 
 TARGET = "target_"  # begins the names of a batch's entries that come from a cache

@@ -93,7 +93,10 @@ def compare(before: dict, now: dict, *, without: set[str] = frozenset(), prefix:
         if isinstance(a, dict) and isinstance(b, dict):
             lines += compare(a, b, prefix=f"{prefix}{name}.")
         elif a != b:
-            lines.append(f"{prefix}{name}: {shorten(a)} in the cache, {shorten(b)} now")
+            why = (
+                " (sami makes other pixels of an image file since: write the cache again)" if name == "version" else ""
+            )
+            lines.append(f"{prefix}{name}: {shorten(a)} in the cache, {shorten(b)} now{why}")
     return lines
 
 

@@ -13,17 +13,16 @@ from torch.utils.data import Dataset, Sampler
 
 from sami.data.cache_layout import ShardPart
 from sami.data.cache_records import HEAD
-from sami.data.sources import Source
-from sami.data.transforms import (
+from sami.data.crops import (
     TRANSFORM_VERSION,
-    BrokenImage,
     RandomCrops,
     center_crop_box,
     crop_and_resize,
-    image_size,
     photo_checksum,
     resize_and_pad,
 )
+from sami.data.images import BrokenImage, image_size
+from sami.data.sources import Source
 from sami.data.views import Batch, EvalViews, fixed_view
 from sami.ops.frames import longest_side_frame
 

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from sami.data.images import IMAGE_EXTENSIONS, BrokenImage, image_size, list_images
 from sami.data.order import locate_in_file_order
-from sami.data.sources import IMAGE_EXTENSIONS, ShardSource, list_images
-from sami.data.tar_index import TarIndex, load_index
-from sami.data.transforms import BrokenImage, image_size
+from sami.data.segmentations import code_size, polygons_leave
+from sami.data.sources import ShardSource
+from sami.data.tar_index import TarIndex, load_index, unite_rows
 
 
 class MaskedPhoto(NamedTuple):
@@ -22,17 +23,26 @@ class MaskedPhoto(NamedTuple):
     segmentations: list[Any]
     stated_size: tuple[int, int] | None = None  # (H, W) that the annotations are for; polygons do not say it themselves
 
-    def size(self) -> tuple[int, int]:
-        """(H, W) of the image.
+    def raster(self) -> tuple[tuple[int, int], bool]:
+        """(H, W) of the image that its masks were drawn on, and whether that is upright.
+
+        It is not where they are for the size that the photo has before EXIF turns it by 90 degrees. Polygons beyond
+        that raster belie it: some tools (Label Studio) show photos upright and state the size as it is stored.
 
         Raises:
-            BrokenImage: it cannot be read, or the annotations are for another size.
+            BrokenImage: the image cannot be read, or the annotations are for another size.
         """
-        size = image_size(self.image)
+        stated = self.stated_size or code_size(self.segmentations)
+        size, stored = image_size(self.image), image_size(self.image, upright=False)
+        if stated != size and stated == stored and not polygons_leave(self.segmentations, stored):
+            return stored, False
         if self.stated_size not in (None, size):
             stated, found = ("x".join(map(str, sides)) for sides in (self.stated_size, size))
-            raise BrokenImage(f"its masks are for {stated} pixels, and it has {found} (rotated, or made smaller?)")
-        return size
+            cause = (
+                "rotated, or made smaller?" if size == stored else "EXIF turns it: save it upright, or mend the size"
+            )
+            raise BrokenImage(f"its masks are for {stated} pixels, and it has {found} ({cause})")
+        return size, True
 
 
 class MaskSource(Protocol):
@@ -79,19 +89,6 @@ class Sa1bShards(ShardSource):
         if image is None or record is None:
             raise BrokenImage(f"no {'image' if image is None else '.json'} of this name in the shard")
         return MaskedPhoto(os.pread(descriptor, image[1], image[0]), parse_sa1b(os.pread(descriptor, *record[::-1])))
-
-
-def unite_rows(index: TarIndex) -> TarIndex:
-    """Rows of one key become one, in order of the first of them."""
-    _, first, number = np.unique(index.keys, return_index=True, return_inverse=True)
-    if len(first) == len(index.keys):
-        return index
-    order = np.argsort(first)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    spans = np.full((len(first), *index.spans.shape[1:]), -1, dtype=np.int64)
-    np.maximum.at(spans, place[number.ravel()], index.spans)  # absent members are -1
-    return TarIndex(index.keys[first[order]], index.extensions, spans)
 
 
 def parse_sa1b(data: bytes) -> list[Any]:

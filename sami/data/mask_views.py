@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sami.data.images import BrokenImage, decode_image, image_size
 from sami.data.mask_sources import MaskedPhoto, MaskSource
 from sami.data.order import ShuffledOrder, locate_in_file_order
 from sami.data.segmentations import segmentation_counts
-from sami.data.transforms import BrokenImage, decode, image_size
 from sami.ops.frames import Frame, frame_of
 from sami.ops.rle import Window, counts_to_box, mask_cells
 
@@ -35,18 +35,19 @@ class MaskFrame(NamedTuple):
         """Where a photo of this (H, W) lies in the square."""
         return frame_of(size, self.side, resize_mode=self.resize_mode)
 
-    def image(self, data: bytes, *, flip: bool, window: Window | None = None) -> Tensor:
+    def image(self, data: bytes, *, flip: bool, window: Window | None = None, upright: bool = True) -> Tensor:
         """uint8 [3, S, S] of an image file or a window of it, resized as for prediction; black where it is padding.
 
         Raises:
-            BrokenImage: see `decode`.
+            BrokenImage: see `decode_image`.
         """
-        size = image_size(data)
+        size = image_size(data, upright=upright)
         top, left, height, width = window or (0, 0, *size)
         frame = self.of((height, width))
         # at least twice the pixels that are needed, so that an antialiased resize does the last halving
         shrink = max(new / own for new, own in zip(frame.input_size, size, strict=True))
-        pixels = decode(data, min_scale=1.0 if frame.stretch or window else min(1.0, 2 * shrink))
+        min_scale = 1.0 if frame.stretch or window else min(1.0, 2 * shrink)
+        pixels = decode_image(data, min_scale=min_scale, upright=upright)
         pixels = pixels[top : top + height, left : left + width]  # of a photo decoded smaller, all of it
         image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)  # [3, H', W'], channels last
         image = frame.resize(image[None])[0]
@@ -116,7 +117,7 @@ def make_view(
     Raises:
         BrokenImage: the image or one of the masks that were drawn cannot be used, or no mask is left.
     """
-    size = photo.size()
+    size, upright = photo.raster()
     flipped = bool(rng.random() < flip)
     order = rng.permutation(len(photo.segmentations))
     window = draw_window(size, rng, min_area=min_crop) if min_crop < 1 else None
@@ -129,7 +130,7 @@ def make_view(
             if mask is not None:
                 found.append(mask)
         if found:
-            image = frame.image(photo.image, flip=flipped, window=place)
+            image = frame.image(photo.image, flip=flipped, window=place, upright=upright)
             masks, boxes = (list(part) for part in zip(*found, strict=True))
             return View(image, masks, boxes, frame.of(place[2:] if place else size).input_size)
     raise BrokenImage(f"none of its {len(photo.segmentations)} masks can be used: too large, or empty")

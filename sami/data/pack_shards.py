@@ -16,10 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from sami.data.images import IMAGE_EXTENSIONS, list_images
 from sami.data.reencode import reencode_files
 from sami.data.write_shards import claim_folder, shard_name, write_shard, write_text
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 class ImageFile(NamedTuple):
@@ -56,7 +55,7 @@ class SkippedList:
             write_text(self.path, text.getvalue())
 
 
-def list_images(source: Path) -> tuple[list[ImageFile], list[str]]:
+def find_images(source: Path) -> tuple[list[ImageFile], list[str]]:
     """The images below a folder, sorted by path, and the names of the classes, [] when there are no subfolders.
 
     As in ImageNet, each subfolder is a class, numbered in sorted order; folders below it belong to it. Files and
@@ -67,15 +66,10 @@ def list_images(source: Path) -> tuple[list[ImageFile], list[str]]:
     """
     if not source.is_dir():
         raise ValueError(f"source={source} is not a folder: give the folder that holds the images")
-    paths = []
     classes = sorted(entry.name for entry in source.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    for folder, subfolders, names in os.walk(source, followlinks=True):  # labels are often folders of links
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        inside = Path(folder).relative_to(source)
-        paths += [inside / n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+    paths = sorted((Path(path) for path in list_images(source)), key=lambda path: path.parts)
     if not paths:
-        raise ValueError(f"source={source} holds no images ({' '.join(SUFFIXES)}): give the folder that does")
-    paths.sort(key=lambda path: path.parts)
+        raise ValueError(f"source={source} holds no images ({' '.join(IMAGE_EXTENSIONS)}): give the folder that does")
     loose = [path for path in paths if len(path.parts) == 1]
     if classes and loose:
         raise ValueError(
@@ -116,13 +110,13 @@ def pack_images(
         max_broken_rate: stop when more than this fraction of all images (rounded up to whole images) is broken.
 
     Raises:
-        ValueError: see `list_images` and `claim_folder`; a number out of range; too many broken images.
+        ValueError: see `find_images` and `claim_folder`; a number out of range; too many broken images.
     """
     _check_arguments(short_side, shard_size, quality, prefix, seed, num_workers, max_broken_rate)
     source, target = Path(source).resolve(), Path(target).resolve()
     if target.is_relative_to(source):
         raise ValueError(f"target={target} lies inside source={source}, where it would become a class: move it out")
-    images, classes = list_images(source)
+    images, classes = find_images(source)
     _check_classes(target / "classes.json", classes)
     listing = hashlib.sha256(b"\0".join(os.fsencode(image.path) for image in images)).hexdigest()
     arguments = {"short_side": short_side, "shard_size": shard_size, "quality": quality, "seed": seed}

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sami.data.images import BrokenImage
 from sami.data.mask_sources import MaskedPhoto, MaskSource
 from sami.data.mask_views import MaskFrame, draw_noise
 from sami.data.order import locate_in_file_order
 from sami.data.segmentations import segmentation_counts
-from sami.data.transforms import BrokenImage
 from sami.data.views import PADDING
 from sami.ops.frames import Frame
 from sami.ops.rle import decode_mask, mask_cells
@@ -68,7 +68,7 @@ def draw_objects(photo: MaskedPhoto, frame: MaskFrame, rng: np.random.Generator,
     Raises:
         BrokenImage: the image or one of the masks that were drawn cannot be read, or no mask has a pixel.
     """
-    size = photo.size()
+    size, _ = photo.raster()
     counts: list[Tensor] = []
     for number in rng.permutation(len(photo.segmentations)):
         if len(counts) == num_masks:
@@ -109,7 +109,7 @@ class EvalMaskViews(Dataset):
             try:
                 photo = self.source.read(*place)
                 objects = draw_objects(photo, self.frame, rng, num_masks=self.num_masks)
-                batch["image"][row] = self.frame.image(photo.image, flip=False)
+                batch["image"][row] = self.frame.image(photo.image, flip=False, upright=objects.upright)
             except BrokenImage as error:
                 batch["broken"].append((self.source.name(*place), str(error)))
                 continue

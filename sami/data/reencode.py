@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
-EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's name of the content: shards' name
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+from sami.data.images import FORMATS, read_header, reason, to_rgb, turn
+
 QUEUED_PER_WORKER = 8  # files: enough that no process waits for a slow one, few enough to hold their bytes
 
 
@@ -69,18 +69,20 @@ def reencode(data: bytes, *, short_side: int | None, quality: int) -> tuple[str,
     Raises:
         Exception: of many kinds: the image is broken, or cannot be stored (Pillow's decoders raise what they like).
     """
+    _, orientation = read_header(data)
     with Image.open(io.BytesIO(data)) as image:
+        kind = "JPEG" if image.format == "MPO" else image.format  # a JPEG with others behind it
         is_small = short_side is None or min(image.size) <= short_side
-        is_plain = image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(ORIENTATION, 1) == 1
+        is_plain = image.format == "JPEG" and image.mode == "RGB" and orientation == 1
         if short_side is None or (is_small and is_plain):
-            if image.format not in EXTENSIONS:
+            if kind not in FORMATS:
                 raise ValueError(f"a {image.format} image cannot be stored as it is: set short_side to re-encode it")
             image.draft(None, (1, 1))  # reads all of a JPEG, to see that it is whole, but computes 1/64 of its pixels
-            image.load()
-            return EXTENSIONS[image.format], data
+            to_rgb(image)
+            return FORMATS[kind][0], data
         if not is_small:
             image.draft(None, (2 * short_side, 2 * short_side))  # at least twice the final size, several times faster
-        rgb = to_rgb(ImageOps.exif_transpose(image))
+        rgb = Image.fromarray(turn(np.asarray(to_rgb(image)), orientation))
         if not is_small:
             scale = short_side / min(rgb.size)
             rgb = rgb.resize([max(short_side, round(side * scale)) for side in rgb.size], Image.Resampling.BICUBIC)
@@ -88,30 +90,11 @@ def reencode(data: bytes, *, short_side: int | None, quality: int) -> tuple[str,
         return "jpg", simplejpeg.encode_jpeg(np.asarray(rgb), quality=quality, colorsubsampling="420")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: 16-bit grey keeps its 8 high bits, transparency lies on white, all else is as Pillow converts it.
-
-    Raises:
-        ValueError: floating-point pixels, or integers above 16 bits, whose range is not known.
-    """
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range: convert the image to 8 or 16 bits")
-    if image.mode.startswith("I"):
-        grey = np.asarray(image)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("32-bit pixels have no known range: convert the image to 8 or 16 bits")
-        return Image.fromarray((grey // 256).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
 def _reencode_file(path: Path, short_side: int | None, quality: int) -> Outcome:
     try:
         return Outcome(*reencode(path.read_bytes(), short_side=short_side, quality=quality), reason="")
     except Exception as error:  # broken files make the decoders raise nearly anything
-        return Outcome("", b"", reason=f"{type(error).__name__}: {error}".partition(" <_io.BytesIO")[0])
+        return Outcome("", b"", reason=reason(error))
 
 
 def _prepare_worker() -> None:

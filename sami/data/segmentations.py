@@ -5,11 +5,12 @@ H W pixels   n runs
 
 from typing import Any
 
+import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from sami.data.transforms import BrokenImage
+from sami.data.images import BrokenImage
 from sami.ops.rle import check_counts, counts_from_string
 
 
@@ -40,3 +41,17 @@ def segmentation_counts(segmentation: Any, size: tuple[int, int]) -> Tensor:
     except Exception as error:  # pycocotools raises what its C code stumbles over, torch RuntimeError
         raise BrokenImage(f"a mask cannot be read ({type(error).__name__}: {error})") from error
     return counts
+
+
+def code_size(segmentations: list[Any]) -> tuple[int, int] | None:
+    """(H, W) that the first run-length code among a photo's segmentations states; None where all are polygons."""
+    sizes = (one["size"] for one in segmentations if isinstance(one, dict) and isinstance(one.get("size"), list))
+    height, width = next((size for size in sizes if len(size) == 2), (0, 0))
+    return (height, width) if height and width else None
+
+
+def polygons_leave(segmentations: list[Any], size: tuple[int, int]) -> bool:
+    """Whether a polygon reaches more than a pixel beyond an image of this (H, W)."""
+    outlines = (outline for one in segmentations if isinstance(one, list) for outline in one)
+    outlines = [np.asarray(outline).reshape(-1, 2) for outline in outlines if isinstance(outline, list) and outline]
+    return any((outline.max(0) > (size[1] + 1, size[0] + 1)).any() for outline in outlines)

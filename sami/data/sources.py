@@ -13,10 +13,9 @@ import numpy as np
 from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
+from sami.data.images import IMAGE_EXTENSIONS, BrokenImage, list_images
 from sami.data.tar_index import TarIndex, load_index
-from sami.data.transforms import BrokenImage
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm")
 NO_LABEL = -1
 
 
@@ -175,20 +174,3 @@ class FolderSource:
             return Photo(Path(self.name(unit, row)).read_bytes(), int(self.labels[row]))
         except OSError as error:
             raise BrokenImage(f"{type(error).__name__}: {error}") from error
-
-
-def list_images(root: Path) -> list[str]:
-    """Paths below `root`, relative to it, of everything that is called like an image. Hidden files are left out."""
-    found, folders = [], [""]
-    while folders:
-        folder = folders.pop()
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                path = os.path.join(folder, entry.name)
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(path)
-                elif entry.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
-                    found.append(path)
-    return found

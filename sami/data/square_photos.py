@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sami.data.images import normalize
 from sami.data.mask_sources import MaskSource
 from sami.data.mask_views import MaskFrame
 from sami.data.sample import write_sample
 from sami.data.sources import Source
 from sami.data.stream import StreamData, ViewLoader
-from sami.data.transforms import normalize
 
 
 class SquareData(StreamData):

@@ -117,3 +117,16 @@ def check_end(path: Path, end: int) -> None:
     if not tail or any(tail):
         problem = "holds data behind its last whole member: it is cut short, or two files were joined"
         raise ValueError(f"{path} {problem if tail else 'has no end mark: it is cut short'}. Fetch or write it again.")
+
+
+def unite_rows(index: TarIndex) -> TarIndex:
+    """Rows of one key become one, in order of the first of them."""
+    _, first, number = np.unique(index.keys, return_index=True, return_inverse=True)
+    if len(first) == len(index.keys):
+        return index
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    spans = np.full((len(first), *index.spans.shape[1:]), -1, dtype=np.int64)
+    np.maximum.at(spans, place[number.ravel()], index.spans)  # absent members are -1
+    return TarIndex(index.keys[first[order]], index.extensions, spans)

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from sami.data.cache_reader import CacheReader
+from sami.data.crops import RandomCrops, center_crop_box, crop_and_resize
+from sami.data.images import BrokenImage, image_size
 from sami.data.order import ShuffledOrder, locate_in_file_order
 from sami.data.sources import NO_LABEL, Photo, Source
-from sami.data.transforms import BrokenImage, RandomCrops, center_crop_box, crop_and_resize, image_size
 
 Batch = dict[str, Any]
 Box = tuple[int, int, int, int]  # (top, left, height, width) in pixels of the photo

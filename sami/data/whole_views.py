@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sami.data.cache_reader import TARGET, CacheReader
+from sami.data.images import BrokenImage, image_size
 from sami.data.mask_sources import MaskSource
 from sami.data.mask_views import MaskFrame, draw_noise
 from sami.data.order import ShuffledOrder, locate_in_file_order
 from sami.data.photo_objects import LONGEST_SIDE, PhotoObjects, draw_objects
 from sami.data.sources import Photo, Source
-from sami.data.transforms import BrokenImage, image_size
 from sami.data.views import PADDING
 from sami.ops.prompts import tight_box
 
@@ -143,13 +143,17 @@ class EvalWholeViews(Dataset):
                 objects = None
                 if getattr(photo, "segmentations", None):
                     objects = draw_objects(photo, self.frame, rng, num_masks=Q)
-                image = self.frame.image(photo.image, flip=False)
+                upright = objects is None or objects.upright
+                if self.cache and not upright:
+                    raise BrokenImage("its masks are for the photo before EXIF turns it, its map for the upright one")
+                image = self.frame.image(photo.image, flip=False, upright=upright)
                 fill_map(self.cache, entries, index, photo, place)
             except BrokenImage as error:
                 batch["broken"].append((self.source.name(*place), str(error)))
                 continue
             batch["image"][index], batch["objects"][index], batch["shown"][index] = image, objects, True
-            batch["input_size"][index] = torch.tensor(self.frame.of(image_size(photo.image)).input_size)
+            size = image_size(photo.image, upright=upright)
+            batch["input_size"][index] = torch.tensor(self.frame.of(size).input_size)
             batch["place_noise"][index] = draw_noise(rng, Q)[:, :PLACE_NOISE]
             if objects is not None:
                 batch["box"][index, : len(objects)] = boxes_of(objects)

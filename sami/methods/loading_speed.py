@@ -11,10 +11,10 @@ import simplejpeg
 import torch
 from PIL import Image
 
+from sami.data.crops import RandomCrops
 from sami.data.order import ShuffledOrder
 from sami.data.sample import draw_scene
 from sami.data.sources import NO_LABEL, Photo
-from sami.data.transforms import RandomCrops
 from sami.data.views import Batch, TrainViews
 
 CROPS = RandomCrops(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)

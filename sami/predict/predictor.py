@@ -15,7 +15,7 @@ from torch import Tensor
 from sami.models.sam import Sam
 from sami.models.two_way_transformer import PreparedImage
 from sami.ops.frames import Frame
-from sami.predict.photo import to_rgb
+from sami.predict.photo import rgb_pixels
 from sami.predict.prompts import Prompt, each_object, read_prompt, stack_prompts
 from sami.predict.transform import ResizePhoto
 
@@ -60,7 +60,7 @@ class SamPredictor:
             image_format: order of the channels, "RGB" or "BGR".
 
         Raises:
-            ValueError: see `to_rgb`.
+            ValueError: see `rgb_pixels`.
         """
         self.set_image_batch([image], image_format)
 
@@ -69,11 +69,11 @@ class SamPredictor:
         """Embeds photos of any sizes for `predict_batch`.
 
         Raises:
-            ValueError: see `to_rgb`, or there is none.
+            ValueError: see `rgb_pixels`, or there is none.
         """
         if len(image_list) == 0:
             raise ValueError("no images: give at least one")
-        photos = [torch.tensor(to_rgb(photo, image_format=image_format)) for photo in image_list]
+        photos = [torch.tensor(rgb_pixels(photo, image_format=image_format)) for photo in image_list]
         resized = [self.transform.apply_image_torch(pixels.permute(2, 0, 1).unsqueeze(0)) for pixels in photos]
         frames = [self.transform.frame(pixels.shape[:2]) for pixels in photos]
         self.embed(torch.cat([self.model.preprocess(image) for image in resized]), frames)

@@ -14,7 +14,7 @@ import numpy as np
 from sami.models.sam import Sam
 from sami.ops.frames import stretch_frame
 from sami.ops.rle import Window
-from sami.predict.photo import to_rgb
+from sami.predict.photo import rgb_pixels
 from sami.predict.predictor import IMAGES_AT_ONCE, Photo, SamPredictor
 from sami.predict.prompts import as_floats, check_box
 
@@ -40,9 +40,9 @@ def predict_zoomed(
         iou_predictions: [Q, K] float32.
 
     Raises:
-        ValueError: see `to_rgb` and `check_box`, or `boxes` are of another shape.
+        ValueError: see `rgb_pixels` and `check_box`, or `boxes` are of another shape.
     """
-    pixels = to_rgb(image, image_format=image_format)
+    pixels = rgb_pixels(image, image_format=image_format)
     Ho, Wo = size = pixels.shape[:2]
     corners = as_floats(boxes, "boxes")
     if corners.numel() and (corners.ndim != 2 or corners.shape[1] != 4):

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sami.data.cache_reader import CacheReader
 from sami.data.cache_views import ViewsToCache
+from sami.data.images import normalize
 from sami.data.order import ShuffledOrder
 from sami.data.stream import ViewLoader
-from sami.data.transforms import normalize
 from sami.data.views import PositionSampler, TrainViews
 from sami.methods.loading_speed import CROPS, DrawnPhotos
 from sami.methods.speed import Setting

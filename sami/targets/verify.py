@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sami.data.cache_manifest import read_manifest, record_format, size_problem
 from sami.data.cache_reader import TARGET, CacheReader
 from sami.data.cache_records import HEAD, TAR_BLOCK
-from sami.data.transforms import BrokenImage
+from sami.data.images import BrokenImage
 from sami.data.views import Batch
 from sami.metrics.agreement import explained_variance
 from sami.targets.cached import build_codec

@@ -5,10 +5,11 @@ import torch
 from conftest import draw_photo, encode, write_folder
 
 from sami.data.cache_layout import CacheLayout
+from sami.data.cache_recipe import compare
 from sami.data.cache_views import ShardSampler, ViewsToCache
+from sami.data.crops import RandomCrops, crop_and_resize, photo_checksum
 from sami.data.order import ShuffledOrder
 from sami.data.sources import FolderSource
-from sami.data.transforms import RandomCrops, crop_and_resize, photo_checksum
 from sami.data.views import EvalViews, TrainViews
 
 CROPS = RandomCrops((0.2, 1.0), (0.75, 1.33), 0.5)
@@ -70,3 +71,9 @@ def test_batches_end_with_their_shard() -> None:
         (part.unit, part.first_row + row, part.view) for part in parts for row in range(part.num_photos)
     ]
     assert max(len(np.unique([place[2] for place in batch])) for batch in batches) == 1
+
+
+def test_a_cache_of_other_pixels_is_told_apart() -> None:
+    now = ViewsToCache(None, side=32, crops=None, seed=0).describe()
+    (line,) = compare({"transform": {**now, "version": 1}}, {"transform": now})
+    assert line.startswith("transform.version: 1 in the cache, 2 now") and "write the cache again" in line

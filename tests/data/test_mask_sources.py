@@ -17,11 +17,11 @@ from masked_photos import (
     write_sa1b_tars,
 )
 
+from sami.data.images import BrokenImage
 from sami.data.mask_sources import CocoSource, JoinedSources, Sa1bFolder, Sa1bShards, open_mask_source
 from sami.data.mask_views import MaskFrame, make_view
 from sami.data.order import locate_in_file_order
 from sami.data.photo_objects import draw_objects
-from sami.data.transforms import BrokenImage
 
 
 def read_all(source) -> dict[str, tuple[bytes, list]]:
@@ -120,14 +120,14 @@ def test_polygons_for_an_image_of_another_size_are_a_broken_image(tmp_path, stat
     file.write_text(json.dumps(content))
     photo = open_mask_source(str(file)).read(0, 0)
     with pytest.raises(BrokenImage, match=f"masks are for {stated[0]}x{stated[1]} pixels, and it has 48x64"):
-        photo.size()
+        photo.raster()
     for draw in (draw_objects, partial(make_view, flip=0)):
         with pytest.raises(BrokenImage, match="masks are for"):
             draw(photo, MaskFrame(64, 16, "stretch", 0.9), np.random.default_rng(0), num_masks=3)
     for side in ("height", "width"):
         del content["images"][0][side]
     file.write_text(json.dumps(content))
-    assert open_mask_source(str(file)).read(0, 0).size() == (HEIGHT, WIDTH)
+    assert open_mask_source(str(file)).read(0, 0).raster() == ((HEIGHT, WIDTH), True)
 
 
 def test_several_sources_are_one(tmp_path) -> None:

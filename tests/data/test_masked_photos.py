@@ -2,9 +2,9 @@ import pytest
 import torch
 from masked_photos import write_coco, write_sa1b_folder
 
+from sami.data.images import normalize
 from sami.data.masked_photos import MaskData
 from sami.data.square_photos import content_mask
-from sami.data.transforms import normalize
 
 OPTIONS = {
     **{"image_size": 64, "mask_size": None, "resize_mode": "pad", "num_masks": 4, "num_val_masks": 2, "max_area": 0.9},

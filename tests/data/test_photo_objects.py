@@ -4,10 +4,10 @@ import torch
 from conftest import encode
 from masked_photos import draw_masks, draw_scene, rle, write_coco, write_sa1b_folder
 
+from sami.data.images import BrokenImage
 from sami.data.mask_sources import MaskedPhoto, Sa1bFolder, open_mask_source
 from sami.data.mask_views import MaskFrame
 from sami.data.photo_objects import EvalMaskViews, draw_objects
-from sami.data.transforms import BrokenImage
 from sami.data.views import PADDING
 
 

@@ -5,8 +5,8 @@ from masked_photos import draw_masks, rle, uncompressed
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from sami.data.images import BrokenImage
 from sami.data.segmentations import segmentation_counts
-from sami.data.transforms import BrokenImage
 from sami.ops.rle import decode_mask
 
 SIZE = (48, 64)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import draw_photo, encode, write_folder, write_shards
 
+from sami.data.images import BrokenImage
 from sami.data.sources import NO_LABEL, FolderSource, ShardSource
-from sami.data.transforms import BrokenImage
 
 
 def test_shards_by_brace_pattern(tmp_path: Path) -> None:

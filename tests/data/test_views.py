@@ -3,9 +3,9 @@ import pytest
 import torch
 from conftest import write_folder, write_shards
 
+from sami.data.crops import RandomCrops
 from sami.data.order import ShuffledOrder
 from sami.data.sources import FolderSource, ShardSource
-from sami.data.transforms import RandomCrops
 from sami.data.views import PADDING, EvalSampler, EvalViews, PositionSampler, TrainViews, keep_valid
 
 

@@ -2,8 +2,8 @@ import torch
 from conftest import write_folder
 from torch import nn
 
+from sami.data.images import normalize
 from sami.data.photos import PhotoData
-from sami.data.transforms import normalize
 from sami.methods.standardize import ChannelStatistics
 
 

@@ -1,103 +1,22 @@
-"""One view of a photo: decode, crop, resize, flip; the same code for every stage.
+"""Crops of an image, and the whole of it in a square: drawn boxes, resizing, padding, mirroring.
 
 S pixels per side of the view
 """
 
-import io
 import math
-import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-import simplejpeg
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from sami.data.images import decode_image, image_size, normalize
 from sami.ops.frames import longest_side_frame
 
-PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in [0, 1]; SAM's own are the same times 255
-PIXEL_STD = (0.229, 0.224, 0.225)
-TRANSFORM_VERSION = 1  # of the pixels that `crop_and_resize` and `resize_and_pad` give: kept targets belong to one
-
-
-class BrokenImage(Exception):
-    """The bytes of one image cannot be used; the message says why."""
-
-
-@cache
-def pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [1, 3, 1, 1]; made once, since copying them to a GPU would wait for it each time."""
-    return tuple(torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-
-
-def normalize(image: Tensor) -> Tensor:
-    """uint8 [B, 3, S, S] -> float32, zero mean and unit variance over ImageNet."""
-    mean, std = pixel_statistics(image.device)
-    return image.float().div_(255).sub_(mean).div_(std)
-
-
-def denormalize(image: Tensor) -> Tensor:
-    """The inverse of `normalize`, rounded to uint8."""
-    mean, std = pixel_statistics(image.device)
-    return (image * std + mean).mul(255).round().clamp(0, 255).byte()
-
-
-def decode(data: bytes, *, min_scale: float = 1.0) -> np.ndarray:
-    """RGB uint8 [H, W, 3] of a JPEG, PNG, WebP, ... file. Orientation tags are ignored, as ImageNet training does.
-
-    Args:
-        data: the file's bytes.
-        min_scale: a JPEG may be decoded at a half, quarter or eighth of its size as long as both sides keep at least
-            this fraction. Decoding is the limit of loading, and skipping frequencies is most of it on large photos.
-
-    Raises:
-        BrokenImage: not an image, or cut short: a half-grey picture is not handed on as if it were whole.
-    """
-    if data[:2] == b"\xff\xd8":
-        try:
-            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-            if colorspace != "CMYK":
-                if min_scale > 0.5:
-                    return simplejpeg.decode_jpeg(data)
-                return simplejpeg.decode_jpeg(
-                    data, min_height=math.ceil(height * min_scale), min_width=math.ceil(width * min_scale)
-                )
-        except ValueError:
-            pass  # rare variants that libjpeg-turbo's simple interface refuses; Pillow says what is wrong with the rest
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.mode.startswith("I;16"):  # Pillow clips 16 bits to white when it converts
-                return np.asarray(picture, dtype=np.uint16).__rshift__(8).astype(np.uint8)[..., None].repeat(3, axis=2)
-            return np.asarray(picture.convert("RGB"))
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError, ...
-        raise BrokenImage(reason(error)) from error
-
-
-def image_size(data: bytes) -> tuple[int, int]:
-    """(H, W) from the file's header.
-
-    Raises:
-        BrokenImage: no image header.
-    """
-    try:
-        if data[:2] == b"\xff\xd8":
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        else:
-            with Image.open(io.BytesIO(data)) as picture:
-                width, height = picture.size
-    except Exception as error:
-        raise BrokenImage(reason(error)) from error
-    return height, width
-
-
-def reason(error: Exception) -> str:
-    """What a decoder said, without the address of the buffer it was given: the same each time."""
-    return re.sub(" <_io.BytesIO object at 0x[0-9a-f]+>", "", f"{type(error).__name__}: {error}")
+TRANSFORM_VERSION = 2  # of the pixels of an image file's crops: kept targets belong to one. 2: upright, alpha on white
 
 
 @dataclass(frozen=True)
@@ -148,12 +67,12 @@ def crop_and_resize(data: bytes, box: tuple[int, int, int, int], side: int, *, f
         side: S.
 
     Raises:
-        BrokenImage: see `decode`.
+        BrokenImage: see `decode_image`.
     """
     size = image_size(data)
     top, left, height, width = box
     # at least twice the pixels that are needed, so that the antialiasing of the resize does the last halving
-    pixels = decode(data, min_scale=min(1.0, 2 * side / min(height, width)))  # [H', W', 3]
+    pixels = decode_image(data, min_scale=min(1.0, 2 * side / min(height, width)))  # [H', W', 3]
     scale = round(8 * pixels.shape[0] / size[0]) / 8  # exact: the decoder scales by eighths and rounds sides up
     y0, x0 = min(round(top * scale), pixels.shape[0] - 1), min(round(left * scale), pixels.shape[1] - 1)
     y1, x1 = max(y0 + 1, round((top + height) * scale)), max(x0 + 1, round((left + width) * scale))
@@ -170,10 +89,11 @@ def resize_and_pad(data: bytes, side: int) -> Tensor:
     SAM's preprocessing, but for the padding: it is black here and becomes zero in `normalize_padded`.
 
     Raises:
-        BrokenImage: see `decode`.
+        BrokenImage: see `decode_image`.
     """
-    pixels = torch.from_numpy(np.array(decode(data))).permute(2, 0, 1).unsqueeze(0)  # [1, 3, H, W], channels last
-    frame = longest_side_frame(tuple(pixels.shape[2:]), side)
+    pixels = torch.from_numpy(np.array(decode_image(data))).permute(2, 0, 1).unsqueeze(0)  # [1, 3, H, W], channels last
+    height, width = pixels.shape[2:]
+    frame = longest_side_frame((height, width), side)
     return frame.pad(frame.resize(pixels))[0]
 
 
