@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from sami.data.stream import ViewLoader
 from sami.data.transforms import normalize
 from sami.data.views import PositionSampler
-from sami.entry import explain_errors, keep_freed_memory
+from sami.cli import explain_errors, keep_freed_memory
 from sami.methods.encoder_latency import print_encoders
 from sami.methods.loading_speed import DrawnPhotos, Loading, PillowLoading
 from sami.methods.segmenter_speed import print_memory, print_speed

@@ -15,9 +15,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from sami.entry import explain_errors, flatten
+from sami.cli import explain_errors, flatten
 from sami.methods.segmenter import SegmenterExport, file_digest
-from sami.run import FREE, prepare, train
+from sami.training import FREE, prepare, train
 
 FREE_HERE = FREE | {
     *("method.model", "method.protocol"),  # their own sections say what they are

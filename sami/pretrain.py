@@ -11,10 +11,10 @@ The same command again continues the run.
 import hydra
 from omegaconf import DictConfig
 
-from sami.entry import explain_errors, flatten
-from sami.methods.checkpoints import WeightsExport
-from sami.methods.progress import say
-from sami.run import FREE, prepare, train
+from sami.cli import explain_errors, flatten
+from sami.callbacks.checkpoint import WeightsExport
+from sami.callbacks.progress import say
+from sami.training import FREE, prepare, train
 from sami.targets.cached import CachedTeacher
 
 FREE_HERE = FREE | {

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sami.entry import explain_errors, keep_freed_memory
+from sami.cli import explain_errors, keep_freed_memory
 from sami.models.build import MODELS, build_sam
 from sami.ops.prompts import BACKGROUND, FOREGROUND, wants_several
 from sami.ops.rle import counts_to_string, encode_mask

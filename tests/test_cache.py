@@ -22,9 +22,9 @@ from test_resume import read_record
 
 from sami import cache
 from sami.data.cache_manifest import read_manifest, record_format
-from sami.entry import explain_errors
-from sami.methods.logs import read_table
-from sami.methods.preemption import EXIT_REQUEUE
+from sami.cli import explain_errors
+from sami.callbacks.metrics_table import read_table
+from sami.preemption import EXIT_REQUEUE
 
 
 def losses(run: Path) -> list[float]:

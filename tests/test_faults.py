@@ -14,8 +14,8 @@ from conftest import write_folder, write_shards
 from hydra.utils import instantiate
 from runs import TINY, compose_config, run_pretrain, start_pretrain
 
-from sami.entry import explain_errors, flatten
-from sami.methods.preemption import EXIT_REQUEUE
+from sami.cli import explain_errors, flatten
+from sami.preemption import EXIT_REQUEUE
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,8 +13,8 @@ from masked_photos import write_coco, write_sa1b_folder, write_sa1b_tars
 from runs import compose_config, start_two, wait_for
 
 from sami.data.sample import write_sample
-from sami.entry import explain_errors
-from sami.methods.logs import read_table
+from sami.cli import explain_errors
+from sami.callbacks.metrics_table import read_table
 from sami.models.build import build_sam, save_sam
 
 

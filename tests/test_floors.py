@@ -13,10 +13,13 @@ FLOORS = {
     "metrics": 1,
     "data": 1,
     "predict": 2,
-    "methods": 3,
-    "targets": 4,
+    "evaluation": 3,
+    "methods": 4,
+    "callbacks": 5,
+    "targets": 6,
+    **dict.fromkeys(("cli", "files", "preemption"), 0),
 }  # what is not listed is an entry
-ENTRY = 5
+ENTRY = 7
 FORBIDDEN = {"hydra": ENTRY, "omegaconf": ENTRY, "timm": 1, "numpy": 1, "torchmetrics": 1, "wandb": 3}
 TRAINER_FREE = {"ops", "losses", "models", "metrics", "predict"}  # what can be used without Lightning
 

@@ -18,7 +18,7 @@ import numpy as np
 from sami.data.cache_layout import CacheLayout, ShardPart
 from sami.data.cache_recipe import FORMAT_VERSION, RECIPE, Recipe, other_version, read_json
 from sami.data.cache_records import RecordFormat
-from sami.data.whole_file import whole_file
+from sami.files import whole_file
 from sami.data.write_shards import write_text
 
 MANIFEST = "manifest.json"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sami.data.whole_file import sync_folder
+from sami.files import sync_folder
 
 FORMAT_VERSION = 1
 RECIPE = "recipe.json"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-from sami.data.whole_file import whole_file
+from sami.files import whole_file
 
 
 class TarIndex(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import webdataset
 
-from sami.data.whole_file import whole_file
+from sami.files import whole_file
 
 
 def shard_name(prefix: str, index: int) -> str:

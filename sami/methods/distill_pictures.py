@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from sami.data.transforms import denormalize
-from sami.methods.distill_validation import answers_to_all, shown_only, to_map
-from sami.methods.mask_pictures import ValidationPictures, draw_sheet, paint
-from sami.methods.pictures import enlarge, pca_colors
-from sami.methods.prompting import decode_with
+from sami.evaluation.teacher_agreement import answers_to_all, shown_only, to_map
+from sami.callbacks.drawing import ValidationPictures, draw_sheet, paint
+from sami.callbacks.pictures import enlarge, pca_colors
+from sami.methods.prompt_protocols import decode_with
 from sami.ops import masks as mask_ops
 
 

@@ -15,12 +15,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sami.data.whole_views import PLACE_NOISE, content_cells
 from sami.losses import counted_feature_loss, mask_loss
-from sami.methods.distill_validation import Lesson, SetScores, answer, place_prompts, shown_only, to_map
-from sami.methods.parameter_groups import freeze_all_but, layer_groups
-from sami.methods.prompting import PromptProtocol, decode_with
+from sami.evaluation.teacher_agreement import Lesson, SetScores, answer, place_prompts, shown_only, to_map
+from sami.methods.optimizer import freeze_all_but, layer_groups
+from sami.methods.prompt_protocols import PromptProtocol, decode_with
 from sami.methods.schedule import Plan, lr_factor
-from sami.methods.standardize import ContentStatistics
-from sami.methods.throughput import StageClock
+from sami.methods.target_statistics import ContentStatistics
+from sami.callbacks.throughput import StageClock
 from sami.models.sam import Sam
 from sami.models.teachers import Teacher
 from sami.ops.attention import fastest_attention

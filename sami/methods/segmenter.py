@@ -7,7 +7,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from safetensors.torch import save
 
-from sami.data.whole_file import whole_file
+from sami.files import whole_file
 from sami.models.build import OPTIONS, TIMM, build_sam, load_backbone, load_decoder
 from sami.models.prompt_encoder import PATCH_SIZE
 from sami.models.sam import Sam

@@ -2,7 +2,7 @@
 
 On a CPU everything is measured twice, in processes of their own. By default glibc hands large freed blocks back to the
 system, and the released design, which needs many, then waits for pages more than it computes; that is how it is used.
-With freed blocks kept (`sami.entry.keep_freed_memory`) only the computing is compared.
+With freed blocks kept (`sami.cli.keep_freed_memory`) only the computing is compared.
 """
 
 import statistics
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from sami.methods.prompting import SamProtocol
+from sami.methods.prompt_protocols import SamProtocol
 from sami.methods.speed import Machine, MatrixProduct, interleave, median_ratio
 from sami.methods.step_memory import count_step
 from sami.models.build import build_sam

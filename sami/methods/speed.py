@@ -20,7 +20,7 @@ from torch.optim import AdamW
 from torch.utils.flop_counter import FlopCounterMode
 
 from sami.losses import feature_loss
-from sami.methods.sami import decay_groups
+from sami.methods.pretraining import decay_groups
 from sami.models.decoders import CrossAttentionDecoder
 from sami.models.mae import PlainMAE
 from sami.models.sami import SAMI

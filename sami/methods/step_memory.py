@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sami.data.mask_views import NUM_NOISE
 from sami.losses import mask_loss
-from sami.methods.prompting import PromptProtocol
+from sami.methods.prompt_protocols import PromptProtocol
 from sami.models.build import build_image_encoder, build_sam
 from sami.models.sam import Sam
 

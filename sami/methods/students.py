@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from sami.methods.progress import say
+from sami.callbacks.progress import say
 from sami.methods.segmenter import start_segmenter, write_segmenter
 from sami.models.build import MODELS, TIMM, load_decoder
 from sami.models.checkpoints import build_random

@@ -21,7 +21,7 @@ from sami.data.order import locate_in_file_order
 from sami.data.stream import ViewLoader
 from sami.data.transforms import normalize, normalize_padded
 from sami.data.views import Batch
-from sami.methods.progress import say
+from sami.callbacks.progress import say
 from sami.models.target_codec import STORAGES
 from sami.models.teachers import Teacher
 from sami.ops.pca import fit_pca

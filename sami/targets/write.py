@@ -21,9 +21,9 @@ from sami.data.cache_records import EXTENSION, MAX_NAME, RecordFormat
 from sami.data.cache_views import ShardSampler
 from sami.data.stream import ViewLoader
 from sami.data.write_shards import write_shard
-from sami.methods.preemption import Preempted
-from sami.methods.progress import say
-from sami.methods.throughput import StageClock
+from sami.preemption import Preempted
+from sami.callbacks.progress import say
+from sami.callbacks.throughput import StageClock
 from sami.targets.cached import build_codec
 from sami.targets.encode import arrive, encode_and_measure, to_host
 from sami.targets.task import CacheTask, RunningTeacher

@@ -9,11 +9,11 @@ from masked_photos import write_sa1b_folder
 from torch import Tensor
 
 from sami.data.whole_photos import WholePhotoData
-from sami.methods.distill_validation import SetScores, place_prompts, to_tokens
+from sami.evaluation.teacher_agreement import SetScores, place_prompts, to_tokens
 from sami.methods.distillation import Distillation
-from sami.methods.prompting import SamProtocol
+from sami.methods.prompt_protocols import SamProtocol
 from sami.methods.schedule import Schedule
-from sami.methods.standardize import ContentStatistics
+from sami.methods.target_statistics import ContentStatistics
 from sami.methods.students import start_students
 from sami.models.build import build_sam
 from sami.models.segmenter_teacher import SegmenterTeacher

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sami.methods.prompting import SamProtocol
+from sami.methods.prompt_protocols import SamProtocol
 from sami.methods.step_memory import SavedBytes, count_parts, count_step
 from sami.models.build import build_sam
 

@@ -9,8 +9,8 @@ from masked_photos import draw_masks, draw_scene, rle
 from sami.data.mask_sources import MaskedPhoto
 from sami.data.mask_views import MaskFrame
 from sami.data.photo_objects import PhotoObjects, draw_objects
-from sami.methods import mask_validation
-from sami.methods.mask_validation import KINDS, MaskScores, masks_from_prompts, point_at
+from sami.evaluation import prompted as mask_validation
+from sami.evaluation.prompted import KINDS, MaskScores, masks_from_prompts, point_at
 from sami.models.build import build_sam
 from sami.ops.boxes import box_to_mask, mask_to_box
 from sami.ops.frames import longest_side_frame, squash_frame

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from sami.data.photo_objects import LONGEST_SIDE, PhotoObjects
-from sami.methods.prompting import Decode, most_confident
+from sami.methods.prompt_protocols import Decode, most_confident
 from sami.metrics.mask_iou import BestDiscIoU, PromptedIoU
 from sami.models.sam import Sam
 from sami.ops.boxes import mask_to_box

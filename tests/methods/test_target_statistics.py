@@ -4,7 +4,7 @@ from torch import nn
 
 from sami.data.photos import PhotoData
 from sami.data.transforms import normalize
-from sami.methods.standardize import ChannelStatistics
+from sami.methods.target_statistics import ChannelStatistics
 
 
 class Pooled(nn.Module):

@@ -1,7 +1,7 @@
 import socket
 from pathlib import Path
 
-from sami.methods.logs import TableLogger, answers, has_login, read_table, wandb_logger
+from sami.callbacks.metrics_table import TableLogger, answers, has_login, read_table, wandb_logger
 
 
 def test_a_continued_table_has_each_step_once(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sami.data.transforms import denormalize
 from sami.data.views import keep_valid
-from sami.data.whole_file import whole_file
+from sami.files import whole_file
 from sami.ops.masking import split_by_noise
 from sami.ops.pca import fit_pca
 

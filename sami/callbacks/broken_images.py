@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from sami.methods.progress import say
+from sami.callbacks.progress import say
 
 
 class BrokenPhotos(pl.Callback):

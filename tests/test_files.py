@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sami.data.whole_file import whole_file
+from sami.files import whole_file
 
 
 def test_replaces_and_makes_the_folder(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_kill_9_keeps_the_good_file_and_the_next_write_sweeps(tmp_path: Path) ->
     path = tmp_path / "file"
     path.write_text("good")
     code = (
-        "import os, signal, sys; from pathlib import Path; from sami.data.whole_file import whole_file\n"
+        "import os, signal, sys; from pathlib import Path; from sami.files import whole_file\n"
         "with whole_file(Path(sys.argv[1])) as file:\n"
         "    file.write(b'ba'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
     )

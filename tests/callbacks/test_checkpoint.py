@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sami.methods.checkpoints import RunCheckpoint, WholeFileIO, check_contract
+from sami.callbacks.checkpoint import RunCheckpoint, WholeFileIO, check_contract
 
 
 def test_a_failed_write_keeps_the_good_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch.optim import Optimizer
 
-from sami.data.whole_file import whole_file
+from sami.files import whole_file
 
 
 class NonFiniteGuard(pl.Callback):

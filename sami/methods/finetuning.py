@@ -16,12 +16,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sami.data.photo_objects import PhotoObjects
 from sami.losses import mask_loss
-from sami.methods.mask_validation import MaskScores
-from sami.methods.parameter_groups import freeze_all_but, layer_groups
-from sami.methods.prompting import Decode, PromptProtocol, decode_with
-from sami.methods.rounds import mean_by_rounds
+from sami.evaluation.prompted import MaskScores
+from sami.methods.optimizer import freeze_all_but, layer_groups
+from sami.methods.prompt_protocols import Decode, PromptProtocol, decode_with
+from sami.methods.round_gradients import mean_by_rounds
 from sami.methods.schedule import Plan, linear_factor
-from sami.methods.throughput import StageClock
+from sami.callbacks.throughput import StageClock
 from sami.models.sam import Sam
 from sami.ops.attention import fastest_attention
 

@@ -9,10 +9,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from sami.entry import keep_freed_memory, quiet_lightning
-from sami.methods.checkpoints import RunCheckpoint, WholeFileIO, check_contract, trainer_plugins
-from sami.methods.logs import TableLogger
-from sami.methods.progress import say
+from sami.cli import keep_freed_memory, quiet_lightning
+from sami.callbacks.checkpoint import RunCheckpoint, WholeFileIO, check_contract, trainer_plugins
+from sami.callbacks.metrics_table import TableLogger
+from sami.callbacks.progress import say
 from sami.methods.schedule import Plan
 
 # What may differ when a run is continued: where things lie, what machine it is and what is shown, not what is computed.

@@ -13,8 +13,8 @@ from torchmetrics import MeanMetric
 
 from sami.data.photo_objects import PhotoObjects
 from sami.data.whole_views import content_cells
-from sami.methods.mask_validation import MaskScores
-from sami.methods.prompting import Decode, decode_with, most_confident
+from sami.evaluation.prompted import MaskScores
+from sami.methods.prompt_protocols import Decode, decode_with, most_confident
 from sami.metrics.agreement import FeatureAgreement
 from sami.metrics.mask_iou import PromptedIoU
 from sami.models.sam import Sam

@@ -17,8 +17,8 @@ from torchmetrics import MeanMetric
 from sami.data.views import keep_valid
 from sami.losses import feature_loss
 from sami.methods.schedule import Plan, lr_factor
-from sami.methods.standardize import ChannelStatistics
-from sami.methods.throughput import StageClock
+from sami.methods.target_statistics import ChannelStatistics
+from sami.callbacks.throughput import StageClock
 from sami.metrics.agreement import FeatureAgreement, explained_variance
 from sami.metrics.knn import KNNAccuracy
 from sami.models.sami import SAMI

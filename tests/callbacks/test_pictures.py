@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from sami.methods.pictures import GREY, TITLE_HEIGHT, draw_sheet, pca_colors
+from sami.callbacks.pictures import GREY, TITLE_HEIGHT, draw_sheet, pca_colors
 
 
 def test_equal_features_have_equal_colours() -> None:

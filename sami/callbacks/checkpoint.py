@@ -10,9 +10,9 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from safetensors.torch import save
 
-from sami.data.whole_file import whole_file
-from sami.methods.preemption import Consensus, Preempted, on_signal
-from sami.methods.progress import say
+from sami.files import whole_file
+from sami.preemption import Consensus, Preempted, on_signal
+from sami.callbacks.progress import say
 
 
 class WholeFileIO(TorchCheckpointIO):

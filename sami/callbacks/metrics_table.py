@@ -16,8 +16,8 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from sami.data.whole_file import whole_file
-from sami.methods.progress import say
+from sami.files import whole_file
+from sami.callbacks.progress import say
 
 
 class TableLogger(Logger):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sami.methods.rounds import mean_by_rounds
+from sami.methods.round_gradients import mean_by_rounds
 
 
 def rounds(leaf: torch.Tensor, weight: torch.Tensor, number: int = 3):

@@ -10,9 +10,9 @@ from masked_photos import write_sa1b_folder
 from torch import Tensor, nn
 
 from sami.data.masked_photos import MaskData
-from sami.methods.efficient_sam import EfficientSAMFinetuning
-from sami.methods.parameter_groups import layer_groups, layer_number
-from sami.methods.prompting import PointsProtocol, SamProtocol
+from sami.methods.finetuning import EfficientSAMFinetuning
+from sami.methods.optimizer import layer_groups, layer_number
+from sami.methods.prompt_protocols import PointsProtocol, SamProtocol
 from sami.methods.schedule import Schedule, linear_factor
 from sami.models.build import build_sam
 from sami.models.sam import Sam

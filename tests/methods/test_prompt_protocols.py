@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sami.methods.prompting import PointsProtocol, SamProtocol, most_confident
+from sami.methods.prompt_protocols import PointsProtocol, SamProtocol, most_confident
 from sami.ops.boxes import mask_to_box
 from sami.ops.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, PADDING, TOP_LEFT
 
