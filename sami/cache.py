@@ -18,13 +18,13 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from sami.cli import explain_errors, keep_freed_memory, quiet_lightning
 from sami.data.cache_layout import own_share
 from sami.data.cache_manifest import MANIFEST, read_manifest
 from sami.data.cache_views import ViewsToCache
 from sami.data.photos import PhotoData
-from sami.cli import explain_errors, keep_freed_memory, quiet_lightning
-from sami.preemption import on_signal
 from sami.models.pixel_targets import HogTeacher, PixelTeacher
+from sami.preemption import on_signal
 from sami.targets.cached import CachedTeacher
 from sami.targets.encode import FAITHFUL
 from sami.targets.map_gap import map_gap

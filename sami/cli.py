@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from tqdm import tqdm
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError, MissingMandatoryValue)  # OSError: disks, permissions, network
 
@@ -31,6 +33,13 @@ def explain_errors() -> Iterator[None]:
             raise
         print(f"\nerror: {cause}\n(HYDRA_FULL_ERROR=1 shows where.)", file=sys.stderr)
         sys.exit(2)
+
+
+def print0(text: str) -> None:
+    """Prints a line on the first rank, above a progress bar if there is one."""
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_PROCID") or 0
+    if (dist.get_rank() if dist.is_initialized() else int(rank)) == 0:
+        tqdm.write(text)
 
 
 def quiet_lightning() -> None:
@@ -70,3 +79,16 @@ def flatten(config: DictConfig, *, without: set[str]) -> dict[str, Any]:
 
     walk(OmegaConf.to_container(config, resolve=True), "")
     return flat
+
+
+def choose_device(device: str) -> str:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        ValueError: another name, or there is none.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={device}: choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda: torch sees no GPU")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

@@ -13,12 +13,11 @@ The same command again continues the run.
 import hydra
 from omegaconf import DictConfig
 
-from sami.cli import explain_errors, flatten
-from sami.callbacks.progress import say
-from sami.methods.segmenter import file_digest
-from sami.methods.students import StudentsExport
-from sami.training import FREE, prepare, train
+from sami.callbacks.weights_export import StudentsExport
+from sami.cli import explain_errors, flatten, print0
+from sami.models.checkpoints import file_digest
 from sami.targets.cached import CachedTeacher
+from sami.training import FREE, prepare, train
 
 FREE_HERE = FREE | {
     *("method.teacher", "method.protocol", "method.start"),  # their own sections say what they are
@@ -42,7 +41,7 @@ def distill(cfg: DictConfig) -> None:
     contract |= {"decoder_checkpoint": file_digest(cfg.decoder_checkpoint)}
     contract |= {f"init.{name}": file_digest(file) for name, file in (cfg.init or {}).items()}
     if isinstance(method.teacher, CachedTeacher):
-        say(f"targets of {method.teacher.description}")
+        print0(f"targets of {method.teacher.description}")
     recipe = {name: str(value) for name, value in contract.items() if name.startswith(("method.", "teacher"))}
     export = StudentsExport(cfg.run_dir, recipe=recipe)
     train(cfg, data, method, contract=contract, export=export, results="the segmenter, curves and numbers")

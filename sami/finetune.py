@@ -15,8 +15,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from sami.callbacks.weights_export import SegmenterExport
 from sami.cli import explain_errors, flatten
-from sami.methods.segmenter import SegmenterExport, file_digest
+from sami.models.checkpoints import file_digest
 from sami.training import FREE, prepare, train
 
 FREE_HERE = FREE | {

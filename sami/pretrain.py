@@ -11,11 +11,10 @@ The same command again continues the run.
 import hydra
 from omegaconf import DictConfig
 
-from sami.cli import explain_errors, flatten
-from sami.callbacks.checkpoint import WeightsExport
-from sami.callbacks.progress import say
-from sami.training import FREE, prepare, train
+from sami.callbacks.weights_export import WeightsExport
+from sami.cli import explain_errors, flatten, print0
 from sami.targets.cached import CachedTeacher
+from sami.training import FREE, prepare, train
 
 FREE_HERE = FREE | {
     *("method.encoder", "method.decoder", "method.teacher"),  # their own sections say what they are
@@ -39,7 +38,7 @@ def pretrain(cfg: DictConfig) -> None:
     contract |= {"views per photo": data.views_per_photo}
     recipe = {name: str(contract[name]) for name in contract if name.startswith(("method.", "teacher.", "decoder."))}
     if isinstance(method.teacher, CachedTeacher):
-        say(f"targets of {method.teacher.description}")
+        print0(f"targets of {method.teacher.description}")
     export = WeightsExport(cfg.run_dir, recipe=recipe)
     train(cfg, data, method, contract=contract, export=export, results="the backbone, curves and numbers")
 

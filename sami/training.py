@@ -9,10 +9,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from sami.cli import keep_freed_memory, quiet_lightning
 from sami.callbacks.checkpoint import RunCheckpoint, WholeFileIO, check_contract, trainer_plugins
 from sami.callbacks.metrics_table import TableLogger
-from sami.callbacks.progress import say
+from sami.cli import keep_freed_memory, print0, quiet_lightning
 from sami.methods.schedule import Plan
 
 # What may differ when a run is continued: where things lie, what machine it is and what is shown, not what is computed.
@@ -28,7 +27,7 @@ def prepare(cfg: DictConfig) -> tuple[pl.LightningDataModule, pl.LightningModule
     quiet_lightning()
     keep_freed_memory()
     if cfg.notice:
-        say(cfg.notice)
+        print0(cfg.notice)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     return instantiate(cfg.data), instantiate(cfg.method)
 
@@ -73,20 +72,20 @@ def train(
     plan.steer(trainer, data, validate_every_epochs=cfg.validate_every_epochs)
     method.plan = plan
     lock = hold_folder(last.parent) if trainer.is_global_zero else None
-    say(f"{data.num_photos} photos; {plan}")
+    print0(f"{data.num_photos} photos; {plan}")
     for logger in trainer.loggers:
         logger.log_hyperparams(contract)
 
     step = start_step(last, trainer, contract)
     if step >= plan.max_steps:
-        say(f"{last.parent} is finished at step {step}. Another name=... starts another run.")
+        print0(f"{last.parent} is finished at step {step}. Another name=... starts another run.")
         return
     if not data.validates:
         trainer.limit_val_batches = 0
     elif step == 0:
         trainer.validate(method, data, verbose=False)
     trainer.fit(method, data, ckpt_path=str(last) if step else None)
-    say(f"finished: {results} are in {last.parent}")
+    print0(f"finished: {results} are in {last.parent}")
     if lock:
         lock.close()
 
@@ -104,7 +103,7 @@ def hold_folder(folder: Path) -> TextIO:
     except (BlockingIOError, PermissionError) as error:
         raise ValueError(f"another process is training in {folder}: wait for it, or give another name=") from error
     except OSError as error:  # some network file systems have no locks
-        say(f"{folder} cannot be locked ({error}): see to it that one process alone trains there")
+        print0(f"{folder} cannot be locked ({error}): see to it that one process alone trains there")
     return lock
 
 
@@ -119,7 +118,7 @@ def start_step(last: Path, trainer: pl.Trainer, contract: dict[str, Any]) -> int
         checkpoint = WholeFileIO().load_checkpoint(last)
         check_contract(last, checkpoint, contract)
         step = checkpoint["global_step"]
-    say(f"continuing {last.parent} after step {step}" if step else f"starting {last.parent}")
+    print0(f"continuing {last.parent} after step {step}" if step else f"starting {last.parent}")
     for logger in trainer.loggers:
         if isinstance(logger, TableLogger):
             logger.keep_before(step)

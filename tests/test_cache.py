@@ -21,9 +21,9 @@ from test_faults import explain
 from test_resume import read_record
 
 from sami import cache
-from sami.data.cache_manifest import read_manifest, record_format
-from sami.cli import explain_errors
 from sami.callbacks.metrics_table import read_table
+from sami.cli import explain_errors
+from sami.data.cache_manifest import read_manifest, record_format
 from sami.preemption import EXIT_REQUEUE
 
 

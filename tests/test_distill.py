@@ -13,8 +13,8 @@ from masked_photos import draw_masks, draw_scene, write_sa1b_folder
 from runs import compose_config, wait_for
 from test_finetune import read_record, recorder
 
-from sami.cli import explain_errors
 from sami.callbacks.metrics_table import read_table
+from sami.cli import explain_errors
 from sami.models.build import build_sam, save_sam
 from sami.models.segmenter_teacher import SegmenterTeacher
 from sami.predict.predictor import SamPredictor

@@ -12,9 +12,9 @@ from hydra.utils import instantiate
 from masked_photos import write_coco, write_sa1b_folder, write_sa1b_tars
 from runs import compose_config, start_two, wait_for
 
-from sami.data.sample import write_sample
-from sami.cli import explain_errors
 from sami.callbacks.metrics_table import read_table
+from sami.cli import explain_errors
+from sami.data.sample import write_sample
 from sami.models.build import build_sam, save_sam
 
 
@@ -151,7 +151,7 @@ def test_mistakes_are_explained(tmp_path: Path, overrides: list[str], message: s
 
 def test_the_backbone_of_a_pretraining_run_and_another_models_decoder(tmp_path: Path) -> None:
     """Position tables of 4 x 4 patches become those of 14 x 14; what comes from no file stays random."""
-    from sami.methods.segmenter import start_segmenter
+    from sami.models.build import start_segmenter
     from sami.models.vit import ViT
 
     options = {"image_size": 32, "preprocess": "squash", "decoder": "sam", "drop_path": 0.0, "checkpoint": None}

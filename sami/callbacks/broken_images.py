@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from sami.callbacks.progress import say
+from sami.cli import print0
 
 
 class BrokenPhotos(pl.Callback):
@@ -62,7 +62,7 @@ class BrokenPhotos(pl.Callback):
         if not new:
             return
         if not self.listed:
-            say(
+            print0(
                 f"a photo cannot be used and is left out: {new[0][0]} ({new[0][1]}); all such are listed in {self.path}"
             )
         header = not self.path.exists()

@@ -8,11 +8,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from safetensors.torch import save
 
+from sami.cli import print0
 from sami.files import whole_file
 from sami.preemption import Consensus, Preempted, on_signal
-from sami.callbacks.progress import say
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -83,7 +82,7 @@ class RunCheckpoint(pl.Callback):
             trainer.save_checkpoint(self.path)
             self.written = time.monotonic()
         if stop:
-            say(f"asked to stop: wrote {self.path} at step {step}; the same command continues")
+            print0(f"asked to stop: wrote {self.path} at step {step}; the same command continues")
             raise Preempted
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -121,31 +120,3 @@ def check_contract(path: Path, checkpoint: dict[str, Any], now: dict[str, Any]) 
             + "\n  ".join(differences)
             + "\nUse the same settings to continue it, or another name=... to start a new run."
         )
-
-
-class WeightsExport(pl.Callback):
-    """Writes the encoder under timm's names, and the whole student, with every checkpoint.
-
-    `timm.create_model("vit_small_patch16_224", num_classes=0, checkpoint_path=path)` loads `backbone.safetensors`
-    strictly. `student.safetensors` is the encoder, decoder and head of `sami.models.sami.SAMI`, which predicts the
-    teacher's features in their own units, also where training standardised them.
-
-    Args:
-        folder: of the files.
-        recipe: strings to keep in the files' headers, such as the teacher and the mask ratio.
-    """
-
-    def __init__(self, folder: str, *, recipe: dict[str, str]) -> None:
-        self.folder, self.recipe = Path(folder), recipe
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        if not trainer.is_global_zero:
-            return
-        encoder = pl_module.student.encoder
-        name = f"vit_{encoder.size}_patch{encoder.patch_size}"
-        header = {"format": "pt", **self.recipe, "model": name, "step": str(trainer.global_step)}
-        files = {"backbone.safetensors": encoder.state_dict(), "student.safetensors": pl_module.student_weights()}
-        for file_name, weights in files.items():
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-            with whole_file(self.folder / file_name) as file:
-                file.write(save(tensors, metadata=header))

@@ -13,8 +13,8 @@ from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
 from sami.data.transforms import denormalize
-from sami.files import whole_file
 from sami.evaluation.prompted import masks_from_prompts, point_at
+from sami.files import whole_file
 from sami.ops.frames import Frame
 
 COLUMNS = {"box": "from the box", "click_1": "from 1 click", "click_5": "from 5 clicks"}

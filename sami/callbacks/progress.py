@@ -4,14 +4,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
-from pytorch_lightning.utilities import rank_zero_only
-from tqdm import tqdm
 
-
-@rank_zero_only
-def say(text: str) -> None:
-    """Prints a line on the first rank, above a progress bar if there is one."""
-    tqdm.write(text)
+from sami.cli import print0
 
 
 class RunBar(TQDMProgressBar):
@@ -43,4 +37,4 @@ class ValidationLine(pl.Callback):
         if numbers:
             text = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in numbers.items())
             epoch = trainer.global_step / pl_module.plan.steps_per_epoch
-            say(f"step {trainer.global_step} (epoch {epoch:.2f}): validation {text}")
+            print0(f"step {trainer.global_step} (epoch {epoch:.2f}): validation {text}")

@@ -18,8 +18,8 @@ import numpy as np
 from sami.data.cache_layout import CacheLayout, ShardPart
 from sami.data.cache_recipe import FORMAT_VERSION, RECIPE, Recipe, other_version, read_json
 from sami.data.cache_records import RecordFormat
-from sami.files import whole_file
 from sami.data.write_shards import write_text
+from sami.files import whole_file
 
 MANIFEST = "manifest.json"
 TOTALS = ("views", "tokens", "cosine", "squared_error", "sum", "sum_of_squares")  # of a note, added up over shards

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from sami.callbacks.metrics_table import Curve
+from sami.callbacks.curves import Curve
 
 PANELS = {  # title: numbers, by the last part of their names
     "feature loss": ("feature_loss", "loss"),

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sami.data.transforms import denormalize
-from sami.evaluation.teacher_agreement import answers_to_all, shown_only, to_map
 from sami.callbacks.drawing import ValidationPictures, draw_sheet, paint
 from sami.callbacks.pictures import enlarge, pca_colors
+from sami.data.transforms import denormalize
+from sami.evaluation.teacher_agreement import answers_to_all, shown_only, to_map
 from sami.methods.prompt_protocols import decode_with
 from sami.ops import masks as mask_ops
 

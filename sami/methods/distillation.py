@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from sami.clock import StageClock
 from sami.data.whole_views import PLACE_NOISE, content_cells
-from sami.losses import counted_feature_loss, mask_loss
 from sami.evaluation.teacher_agreement import Lesson, SetScores, answer, place_prompts, shown_only, to_map
+from sami.losses import counted_feature_loss, mask_loss
 from sami.methods.optimizer import freeze_all_but, layer_groups
 from sami.methods.prompt_protocols import PromptProtocol, decode_with
 from sami.methods.schedule import Plan, lr_factor
 from sami.methods.target_statistics import ContentStatistics
-from sami.callbacks.throughput import StageClock
 from sami.models.sam import Sam
 from sami.models.teachers import Teacher
 from sami.ops.attention import fastest_attention

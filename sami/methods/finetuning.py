@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from sami.clock import StageClock
 from sami.data.photo_objects import PhotoObjects
-from sami.losses import mask_loss
 from sami.evaluation.prompted import MaskScores
+from sami.losses import mask_loss
 from sami.methods.optimizer import freeze_all_but, layer_groups
 from sami.methods.prompt_protocols import Decode, PromptProtocol, decode_with
 from sami.methods.round_gradients import mean_by_rounds
 from sami.methods.schedule import Plan, linear_factor
-from sami.callbacks.throughput import StageClock
 from sami.models.sam import Sam
 from sami.ops.attention import fastest_attention
 

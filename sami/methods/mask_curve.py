@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from sami.callbacks.metrics_table import Curve
+from sami.callbacks.curves import Curve
 
 CURVES = ("box", "click_1", "click_3", "click_5", "uniform_1", "zoomed_box")
 TRIVIAL = {"filled_box": "box", "click_disc": "click_1", "uniform_disc": "uniform_1"}  # and what it is to be beaten by

@@ -14,11 +14,11 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
+from sami.clock import StageClock
 from sami.data.views import keep_valid
 from sami.losses import feature_loss
 from sami.methods.schedule import Plan, lr_factor
 from sami.methods.target_statistics import ChannelStatistics
-from sami.callbacks.throughput import StageClock
 from sami.metrics.agreement import FeatureAgreement, explained_variance
 from sami.metrics.knn import KNNAccuracy
 from sami.models.sami import SAMI

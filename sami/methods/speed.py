@@ -7,7 +7,6 @@ import gc
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.flop_counter import FlopCounterMode
 
+from sami.clock import measure_seconds
 from sami.losses import feature_loss
 from sami.methods.pretraining import decay_groups
 from sami.models.decoders import CrossAttentionDecoder
@@ -151,20 +151,6 @@ def interleave(stages: dict[str, Callable[[], object]], repetitions: int, device
             if repetition >= 0:
                 seconds[name].append(elapsed)
     return seconds
-
-
-def measure_seconds(run: Callable[[], object], device: str) -> float:
-    """The seconds of one call, on a GPU those between two marks in its stream."""
-    if device != "cuda":
-        begin = time.perf_counter()
-        run()
-        return time.perf_counter() - begin
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
 
 
 def median_ratio(above: list[float], below: list[float]) -> float:

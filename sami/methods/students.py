@@ -1,15 +1,12 @@
 """What distillation starts from, students with the teacher's decoder, and what it leaves behind."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from sami.callbacks.progress import say
-from sami.methods.segmenter import start_segmenter, write_segmenter
-from sami.models.build import MODELS, TIMM, load_decoder
+from sami.cli import print0
+from sami.models.build import MODELS, TIMM, load_decoder, start_segmenter
 from sami.models.checkpoints import build_random
 from sami.models.neck import EMBEDDING_WIDTH
 from sami.models.sam import Sam
@@ -106,30 +103,10 @@ def teacher_decoder(teacher: Teacher, checkpoint: str | None, *, image_size: int
         judge = build_random(build, announce=None).eval().requires_grad_(False)
     if checkpoint is not None:
         load_decoder(judge, checkpoint)
-        say(f"decoder of {checkpoint}; nothing says that it is this teacher's: if not, val/of_teacher/box is low")
+        print0(f"decoder of {checkpoint}; nothing says that it is this teacher's: if not, val/of_teacher/box is low")
     elif own is not None:
         judge.prompt_encoder.load_state_dict(own.prompt_encoder.state_dict())
         judge.mask_decoder.load_state_dict(own.mask_decoder.state_dict())
     else:
-        say("decoder_checkpoint=null: the decoder has random weights, and what is said of masks means nothing")
+        print0("decoder_checkpoint=null: the decoder has random weights, and what is said of masks means nothing")
     return judge
-
-
-class StudentsExport(pl.Callback):
-    """Writes every student with every checkpoint, a complete segmenter each; `build_sam(checkpoint=path)` loads it.
-
-    Args:
-        folder: of `segmenter.safetensors`, or `segmenter_NAME.safetensors` where there are several.
-        recipe: strings to keep in the files' headers.
-    """
-
-    def __init__(self, folder: str, *, recipe: dict[str, str]) -> None:
-        self.folder, self.recipe = Path(folder), recipe
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        if not trainer.is_global_zero:
-            return
-        header = {**self.recipe, "step": str(trainer.global_step)}
-        for name, student in pl_module.students.items():
-            file = f"segmenter_{name}.safetensors" if len(pl_module.students) > 1 else "segmenter.safetensors"
-            write_segmenter(student, self.folder / file, header=header)

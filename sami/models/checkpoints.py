@@ -148,3 +148,11 @@ def weights_digest(module: nn.Module) -> str:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def file_digest(path: str | None) -> str | None:
+    """A fingerprint of a file's bytes: 16 hexadecimal digits, the same wherever it lies. "hub" stands for itself."""
+    if path in (None, "hub"):
+        return path
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

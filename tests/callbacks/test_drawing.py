@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from sami.data.transforms import normalize
 from sami.callbacks.drawing import COLORS, TITLE_HEIGHT, draw_sheet, paint, photo_of
+from sami.data.transforms import normalize
 from sami.ops.frames import longest_side_frame, squash_frame
 
 

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sami.callbacks.throughput import StageClock, Throughput
+from sami.callbacks.throughput import Throughput
+from sami.clock import StageClock
 
 
 def test_clock_adds_up_and_forgets() -> None:

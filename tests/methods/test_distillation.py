@@ -13,8 +13,8 @@ from sami.evaluation.teacher_agreement import SetScores, place_prompts, to_token
 from sami.methods.distillation import Distillation
 from sami.methods.prompt_protocols import SamProtocol
 from sami.methods.schedule import Schedule
-from sami.methods.target_statistics import ContentStatistics
 from sami.methods.students import start_students
+from sami.methods.target_statistics import ContentStatistics
 from sami.models.build import build_sam
 from sami.models.segmenter_teacher import SegmenterTeacher
 from sami.models.teachers import TimmTeacher
