@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,7 +64,7 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
-def flatten(config: DictConfig, *, without: set[str]) -> dict[str, Any]:
+def flatten(config: DictConfig, *, without: Collection[str]) -> dict[str, Any]:
     """A config as {dotted name: plain value}, less the names given and everything below them."""
     flat: dict[str, Any] = {}
 

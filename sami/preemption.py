@@ -39,7 +39,7 @@ class Consensus:
 
     def __init__(self) -> None:
         several = dist.is_initialized() and dist.get_world_size() > 1
-        self.group = dist.new_group(backend="gloo") if several else None
+        self.group: Any = dist.new_group(backend="gloo") if several else None
         self.pending: tuple[Any, torch.Tensor] | None = None
 
     def any(self, *wishes: bool) -> list[bool]:
@@ -48,7 +48,7 @@ class Consensus:
             return list(wishes)
         decided = self.finish() or [False] * len(wishes)
         votes = torch.tensor(wishes, dtype=torch.int32)
-        self.pending = dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.group, async_op=True), votes
+        self.pending = dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.group, async_op=True), votes
         return decided
 
     def finish(self) -> list[bool] | None:

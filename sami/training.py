@@ -9,20 +9,18 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from sami.callbacks.checkpoint import RunCheckpoint, WholeFileIO, check_contract, trainer_plugins
+from sami.callbacks.checkpoint import CONTRACT_FORMAT, RunCheckpoint, WholeFileIO, trainer_plugins
 from sami.callbacks.metrics_table import TableLogger
-from sami.cli import keep_freed_memory, print0, quiet_lightning
-from sami.methods.schedule import Plan
+from sami.callbacks.weights_export import WeightsExport
+from sami.cli import flatten, keep_freed_memory, print0, quiet_lightning
+from sami.data.stream import StreamData
+from sami.methods.base import Method
+from sami.methods.schedule import RunLength
 
-# What may differ when a run is continued: where things lie, what machine it is and what is shown, not what is computed.
-FREE = {
-    *("name", "run_dir", "notice", "trainer", "callbacks", "logger"),
-    *("validate_every_epochs", "checkpoint_every_minutes", "checkpoint_every_n_steps", "schedule.batch_size"),
-    *("data.train", "data.val", "data.root", "data.folder", "data.num_workers", "data.val_batch_size"),
-}
+DESCRIBING = ("model.", "decoder.", "teacher", "method.")  # settings that headers of weights keep
 
 
-def prepare(cfg: DictConfig) -> tuple[pl.LightningDataModule, pl.LightningModule]:
+def prepare(cfg: DictConfig) -> tuple[StreamData, Method]:
     """The data and the method of a run, built after its seed is set."""
     quiet_lightning()
     keep_freed_memory()
@@ -32,29 +30,21 @@ def prepare(cfg: DictConfig) -> tuple[pl.LightningDataModule, pl.LightningModule
     return instantiate(cfg.data), instantiate(cfg.method)
 
 
-def train(
-    cfg: DictConfig,
-    data: pl.LightningDataModule,
-    method: pl.LightningModule,
-    *,
-    contract: dict[str, Any],
-    export: pl.Callback,
-    results: str,
-) -> None:
+def train(cfg: DictConfig, data: StreamData, method: Method, *, results: str) -> None:
     """Trains to the end of the schedule, from the last checkpoint if there is one.
 
     Args:
-        data: with `num_photos`, `set_stream` and `validates`.
-        method: with `plan`, which is set here.
-        contract: settings that a continued run must share, by dotted name.
-        export: writes what the run is for, with every checkpoint.
+        data, method: of the run.
         results: what lies in the run's folder at the end, for the last line.
 
     Raises:
         ValueError: see `start_step` and `hold_folder`.
     """
+    contract = method.contract(flatten(cfg, without=method.free_settings), data)
+    metadata = {name: str(value) for name, value in contract.items() if name.startswith(DESCRIBING)}
     last = Path(cfg.run_dir, "last.ckpt")
     on_cpu = cfg.trainer.accelerator == "auto" and not torch.cuda.is_available()  # Apple's GPUs have no float64
+    export = WeightsExport(cfg.run_dir, metadata=metadata)
     checkpoint = RunCheckpoint(
         str(last),
         every_minutes=cfg.checkpoint_every_minutes,
@@ -68,16 +58,17 @@ def train(
         callbacks=[*instantiate(cfg.callbacks).values(), export, checkpoint],
         plugins=trainer_plugins(),
     )
-    plan: Plan = instantiate(cfg.schedule).plan(num_photos=data.num_photos, world_size=trainer.world_size)
-    plan.steer(trainer, data, validate_every_epochs=cfg.validate_every_epochs)
-    method.plan = plan
+    length: RunLength = instantiate(cfg.schedule).resolve(num_images=data.num_photos, world_size=trainer.world_size)
+    length.apply_to(trainer, validate_every_epochs=cfg.validate_every_epochs)
+    data.set_stream(batch_size=length.batch_size, epoch_size=length.epoch_size, num_batches=length.num_batches)
+    method.configure(length)
     lock = hold_folder(last.parent) if trainer.is_global_zero else None
-    print0(f"{data.num_photos} photos; {plan}")
+    print0(f"{data.num_photos} images; {length}")
     for logger in trainer.loggers:
         logger.log_hyperparams(contract)
 
     step = start_step(last, trainer, contract)
-    if step >= plan.max_steps:
+    if step >= length.max_steps:
         print0(f"{last.parent} is finished at step {step}. Another name=... starts another run.")
         return
     if not data.validates:
@@ -123,3 +114,29 @@ def start_step(last: Path, trainer: pl.Trainer, contract: dict[str, Any]) -> int
         if isinstance(logger, TableLogger):
             logger.keep_before(step)
     return step
+
+
+def check_contract(path: Path, checkpoint: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compares the settings that `RunCheckpoint` kept in a checkpoint with this run's.
+
+    Raises:
+        ValueError: they differ, and the message lists all differences; or another version wrote them.
+    """
+    kept = checkpoint["callbacks"]["RunCheckpoint"]
+    if kept.get("contract_format") != CONTRACT_FORMAT:
+        raise ValueError(
+            f"{path} was written by another version of sami, whose settings have other names: finish this run with "
+            "the version that began it, or start another with name=... Its weights (*.safetensors) can be used by both."
+        )
+    before = kept["contract"]
+    differences = [
+        f"{name}: {before.get(name)} in the checkpoint, {now.get(name)} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{path} belongs to a run with other settings:\n  "
+            + "\n  ".join(differences)
+            + "\nUse the same settings to continue it, or another name=... to start a new run."
+        )

@@ -26,7 +26,7 @@ def test_table_on_a_small_setting(tmp_path, capsys) -> None:
 def test_segmenter_on_a_small_setting(capfd) -> None:
     options = ["segmenter.image_size=64", "segmenter.models=[efficient_sam_vitt]", "segmenter.num_prompts=3"]
     options += ["step={model: efficient_sam_vitt, image_size: 64, num_images: 1, num_masks: 2}", "precision=bf16"]
-    options += ["step.num_clicks=1", "step.num_repeats=0", "stage=segmenter", "steps=1", "device=cpu", "threads=1"]
+    options += ["step.num_clicks=1", "step.num_refinements=0", "stage=segmenter", "steps=1", "device=cpu", "threads=1"]
     benchmark_segmenter(compose_config(options, name="benchmark"))
     printed = capfd.readouterr().out
     for memory in re.split("freed memory ", printed)[1:]:

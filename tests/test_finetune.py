@@ -53,7 +53,7 @@ def test_kill_9_and_continue(tmp_path: Path) -> None:
     assert tables[0] == tables[1]
     names = {row[1] for row in tables[0]}
     assert {"val/mine/box", "val/coco/click_5", "val/coco/filled_box", "val/mine/click_disc", "train/loss"} <= names
-    assert (whole / "curve.png").exists()
+    assert (whole / "curves.png").exists()
     assert {path.name for path in (whole / "pictures").iterdir()} == {
         f"{name}_step_{step:08d}.png" for name in val for step in (0, 4, 8)
     }
@@ -70,7 +70,7 @@ def test_kill_9_and_continue(tmp_path: Path) -> None:
 def test_two_ranks_are_one_run(tmp_path: Path) -> None:
     """Two ranks see the photos of one in equal batches, and end with the same weights up to rounding."""
     data = [f"data.train={write_sa1b_folder(tmp_path / 'train', 9)}", "schedule.epochs=1", "protocol.num_clicks=0"]
-    data += [f"data.val={write_sa1b_folder(tmp_path / 'val', 3, first=50)}", "method.validate_zoomed=true"]
+    data += [f"data.val={write_sa1b_folder(tmp_path / 'val', 3, first=50)}"]
     assert run_finetune(tmp_path / "one", [*data, recorder(tmp_path / "one.csv")]) == 0
     assert wait_for(start_two(tmp_path / "two", [*data, recorder(tmp_path / "two.csv")], start=start_finetune)) == [
         0,
@@ -86,8 +86,8 @@ def test_two_ranks_are_one_run(tmp_path: Path) -> None:
     torch.testing.assert_close(other["state_dict"], one["state_dict"], rtol=1e-3, atol=2e-4)
     tables = [{(s, n): v for s, n, v in read_table(tmp_path / run / "metrics.csv")} for run in ("one", "two")]
     keys = [key for key in tables[0] if key[1].startswith("val/")]
-    assert {"val/box", "val/zoomed_box"} <= {name for _, name in keys}
-    assert len(keys) == 22
+    assert {"val/box"} <= {name for _, name in keys}
+    assert len(keys) == 20
     for key in keys:
         assert tables[1][key] == pytest.approx(tables[0][key], abs=2e-2), key
 
@@ -96,10 +96,10 @@ def test_broken_photos_are_listed_and_left_out(tmp_path: Path) -> None:
     root = write_sa1b_folder(tmp_path / "photos", 9)
     (root / "sa_3.json").write_bytes(b"{")
     (root / "sa_4.json").write_text(json.dumps({"annotations": []}))
-    data = [f"data.train={root}", f"data.val={root}", "callbacks.broken_photos.max_rate=0.9", "schedule.epochs=1"]
+    data = [f"data.train={root}", f"data.val={root}", "callbacks.broken_images.max_rate=0.9", "schedule.epochs=1"]
     assert run_finetune(tmp_path / "run", data) == 0
-    with open(tmp_path / "run" / "broken_photos.csv", newline="") as file:
-        rows = {Path(row["photo"]).name: row["reason"] for row in csv.DictReader(file)}
+    with open(tmp_path / "run" / "broken_images.csv", newline="") as file:
+        rows = {Path(row["image"]).name: row["reason"] for row in csv.DictReader(file)}
     assert rows.keys() == {"sa_3.jpg", "sa_4.jpg"}
     assert "JSONDecodeError" in rows["sa_3.jpg"] and "none of its 0 masks" in rows["sa_4.jpg"]
 
@@ -110,7 +110,7 @@ def test_a_step_that_is_not_finite_leaves_the_weights_and_what_it_saw(tmp_path: 
     assert run_finetune(tmp_path / "run", [*data, poison]) == 1
     replay = torch.load(tmp_path / "run" / "nonfinite.pt", weights_only=True)
     before = torch.load(tmp_path / "before.pt", weights_only=True)
-    assert replay["step"] == 2 and replay["positions"] == [8, 12] and len(replay["photos"]) == 4
+    assert replay["step"] == 2 and replay["positions"] == [8, 12] and len(replay["images"]) == 4
     torch.testing.assert_close(replay["state_dict"], before, rtol=0, atol=0)
 
 

@@ -1,4 +1,4 @@
-"""Files a run can be continued from, and the backbone it is all for."""
+"""Files a run can be continued from."""
 
 import time
 from pathlib import Path
@@ -12,6 +12,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from sami.cli import print0
 from sami.files import whole_file
 from sami.preemption import Consensus, Preempted, on_signal
+
+CONTRACT_FORMAT = 2  # raised where settings change their names
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -53,7 +55,7 @@ class RunCheckpoint(pl.Callback):
         path: of the file; there is one, replaced each time.
         every_minutes: by the clock of the first rank.
         every_n_steps: optimiser steps, in addition; None for never.
-        contract: settings that a continued run must share, by dotted name, see `check_contract`.
+        contract: settings that a continued run must share, by dotted name, see `sami.training.check_contract`.
     """
 
     def __init__(self, path: str, *, every_minutes: float, every_n_steps: int | None, contract: dict[str, Any]) -> None:
@@ -99,24 +101,4 @@ class RunCheckpoint(pl.Callback):
             counts.update({name: counts[name] + change for name in ("ready", "started", "processed", "completed")})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"contract": self.contract}
-
-
-def check_contract(path: Path, checkpoint: dict[str, Any], now: dict[str, Any]) -> None:
-    """Compares the settings that `RunCheckpoint` kept in a checkpoint with this run's.
-
-    Raises:
-        ValueError: they differ; the message lists all differences.
-    """
-    before = checkpoint["callbacks"]["RunCheckpoint"]["contract"]
-    differences = [
-        f"{name}: {before.get(name)} in the checkpoint, {now.get(name)} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
-    if differences:
-        raise ValueError(
-            f"{path} belongs to a run with other settings:\n  "
-            + "\n  ".join(differences)
-            + "\nUse the same settings to continue it, or another name=... to start a new run."
-        )
+        return {"contract": self.contract, "contract_format": CONTRACT_FORMAT}

@@ -1,4 +1,4 @@
-"""Where numbers go: a table in the run folder always, Weights & Biases when asked, a curve to look at."""
+"""A run's numbers as a table, `metrics.csv`."""
 
 import csv
 import io

@@ -9,6 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from sami.files import whole_file
+from sami.methods.base import Method
 
 
 class NonFiniteGuard(pl.Callback):
@@ -19,7 +20,7 @@ class NonFiniteGuard(pl.Callback):
     optimiser as `found_inf`, which skips the step without asking the host; once set it stays set, so the weights
     remain those from before the bad step until the host looks, every `check_every_n_steps` and before a checkpoint.
 
-    What is written then: the weights, the step, and the photos of that step. The views and masks follow from seed and
+    What is written then: the weights, the step, and the images of that step. The views and masks follow from seed and
     step, so this is enough to run the step again.
 
     Args:
@@ -30,15 +31,13 @@ class NonFiniteGuard(pl.Callback):
     def __init__(self, path: str, *, check_every_n_steps: int) -> None:
         self.path, self.check_every_n_steps = Path(path), check_every_n_steps
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Method) -> None:
         if trainer.precision == "16-mixed":
             raise ValueError("precision=16-mixed: fp16 overflows on these losses; use bf16-mixed or 32-true")
         self.bad = torch.zeros((), device=pl_module.device)  # 1 from the first bad step on
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=pl_module.device)
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Method, optimizer: Optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         bad = torch.maximum(self.bad, (~torch.isfinite(norm)).float())
@@ -49,23 +48,23 @@ class NonFiniteGuard(pl.Callback):
             pl_module.log("train/grad_norm", norm)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Method, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         every = 1 if pl_module.device.type == "cpu" else self.check_every_n_steps * trainer.accumulate_grad_batches
         if (batch_idx + 1) % every == 0:
             self.check(trainer, pl_module)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Method) -> None:
         if trainer.state.fn == "fit":
             self.check(trainer, pl_module)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Method, checkpoint: dict) -> None:
         self.check(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Method) -> None:
         self.check(trainer, pl_module)
 
-    def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def check(self, trainer: pl.Trainer, pl_module: Method) -> None:
         """Looks, and stops the run if a step was bad.
 
         Raises:
@@ -74,14 +73,14 @@ class NonFiniteGuard(pl.Callback):
         if not self.bad.item():
             return
         step = int(self.bad_step)
-        data, plan = trainer.datamodule, pl_module.plan
-        positions = range(step * plan.global_batch_size, (step + 1) * plan.global_batch_size)
-        order = data.train_views().order
+        data, length = trainer.datamodule, pl_module.run_length
+        positions = range(step * length.global_batch_size, (step + 1) * length.global_batch_size)
+        order = data.train_order()
         replay = {
             "step": step,
             "seed": data.seed,
             "positions": [positions.start, positions.stop],
-            "photos": [data.train_source.name(*order.locate(position)) for position in positions],
+            "images": [data.train_source.name(*order.locate(position)) for position in positions],
             "state_dict": pl_module.state_dict(),
         }
         if trainer.is_global_zero:

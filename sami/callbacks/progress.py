@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 
 from sami.cli import print0
+from sami.methods.base import Method
 
 
 class RunBar(TQDMProgressBar):
@@ -21,20 +22,20 @@ class RunBar(TQDMProgressBar):
     def on_train_epoch_start(self, *_: Any) -> None:
         """Nothing: see `on_train_start`."""
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: pl.Trainer, pl_module: Method) -> dict[str, Any]:
         """Without the run's version number, with the epoch."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         shown = {name.split("/")[-1].replace("images_per_second", "img/s"): value for name, value in metrics.items()}
-        return {"epoch": f"{trainer.global_step / pl_module.plan.steps_per_epoch:.2f}", **shown}
+        return {"epoch": f"{trainer.global_step / pl_module.run_length.steps_per_epoch:.2f}", **shown}
 
 
 class ValidationLine(pl.Callback):
     """Prints one line after each validation."""
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Method) -> None:
         numbers = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if numbers:
             text = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in numbers.items())
-            epoch = trainer.global_step / pl_module.plan.steps_per_epoch
+            epoch = trainer.global_step / pl_module.run_length.steps_per_epoch
             print0(f"step {trainer.global_step} (epoch {epoch:.2f}): validation {text}")

@@ -1,4 +1,4 @@
-"""The gradient of a mean over rounds, one round in memory at a time."""
+"""The gradient of a mean over iterations, one of them in memory at a time."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -22,27 +22,29 @@ class KnownGradients(torch.autograd.Function):
         return None, None, *(gradient * known for known in ctx.gradients)
 
 
-def mean_by_rounds(rounds: Iterable[Tensor], leaves: list[Tensor], tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The mean of the first number of each round, whose backward pass has been done, and all numbers of all rounds.
+def mean_by_iterations(
+    iterations: Iterable[Tensor], leaves: list[Tensor], tensors: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The mean of the first number of each iteration, whose backward pass is done, and all numbers of all of them.
 
-    No round may need the graph of another: each one's is freed before the next begins.
+    No iteration may need the graph of another: each one's is freed before the next begins.
 
     Args:
-        rounds: [parts] each, computed when asked for.
+        iterations: [parts] each, computed when asked for.
         leaves: what they were computed from, and all require gradients.
         tensors: who gets the gradients: `leaves` themselves, or what they were detached from.
 
     Returns:
-        The mean, and [rounds, parts] without gradients.
+        The mean, and [iterations, parts] without gradients.
     """
     done: list[Tensor] = []
     total = [torch.zeros_like(leaf) for leaf in leaves]
-    for parts in rounds:
+    for parts in iterations:
         with torch.autocast(parts.device.type, enabled=False):  # a backward pass chooses no types of its own
             gradients = torch.autograd.grad(parts[0], leaves, materialize_grads=True)
         torch._foreach_add_(total, gradients)
         done.append(parts.detach())
         del parts, gradients  # the graph, before the next one grows
     torch._foreach_div_(total, len(done))
-    numbers = torch.stack(done)  # [rounds, parts]
+    numbers = torch.stack(done)  # [iterations, parts]
     return KnownGradients.apply(numbers[:, 0].mean(), total, *tensors), numbers

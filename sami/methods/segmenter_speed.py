@@ -121,12 +121,10 @@ def beside_fp32(timing: Timing, ours: list[float], model: str) -> str:
 
 def print_memory(step: Mapping, *, precision: str) -> None:
     """Counts what a step of fine-tuning with SAM's protocol holds."""
-    protocol = SamProtocol(num_clicks=step["num_clicks"], num_repeats=step["num_repeats"])
+    protocol = SamProtocol(num_clicks=step["num_clicks"], num_refinements=step["num_refinements"])
     B, Q, S = step["num_images"], step["num_masks"], step["image_size"]
     memory = count_step(step["model"], protocol, B=B, Q=Q, S=S, bf16=precision == "bf16")
-    print(
-        f"\na step of {step['model']}, {B} images x {Q} masks, {S} pixels, {protocol.num_rounds} rounds: GiB, counted"
-    )
+    print(f"\na step of {step['model']}, {B} images x {Q} masks, {S} pixels, {protocol.num_iterations} iterations: GiB")
     rows = {
         "as here, a backward pass after each round": memory.peak,
         "with method.checkpoint_activations": memory.checkpointed_peak,

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sami.clock import measure_seconds
 from sami.losses import feature_loss
-from sami.methods.pretraining import decay_groups
+from sami.methods.optimizer import parameter_groups
 from sami.models.decoders import CrossAttentionDecoder
 from sami.models.mae import PlainMAE
 from sami.models.sami import SAMI
@@ -101,7 +101,7 @@ class StudentStep:
             decoder = partial(CrossAttentionDecoder, context=design.rpartition(" ")[2])
             network = SAMI(ViT(setting.size, image_size=setting.image_size), decoder, setting.target_width)
         self.network = network.to(setting.device)
-        self.optimizer = AdamW(decay_groups(self.network, 0.05), lr=1e-4, fused=True)
+        self.optimizer = AdamW(parameter_groups(self.network, lr=1e-4, weight_decay=0.05), fused=True)
 
     def __call__(self, image: Tensor, target: Tensor) -> None:
         """[B, 3, H, W], [B, N, E]."""

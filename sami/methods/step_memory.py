@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sami.data.mask_views import NUM_NOISE
 from sami.losses import mask_loss
-from sami.methods.prompt_protocols import PromptProtocol
+from sami.methods.prompt_protocols import PromptSampling
 from sami.models.build import build_image_encoder, build_sam
 from sami.models.sam import Sam
 
@@ -58,7 +58,7 @@ class StepMemory:
     """Bytes of a step, less what a single operation needs for its moment.
 
     Args:
-        states: of weights, gradients and moments, and the gradients that `mean_by_rounds` adds up in.
+        states: of weights, gradients and moments, and the gradients that `mean_by_iterations` adds up in.
         encoder: what the image encoder keeps for its backward pass.
         checkpointed_encoder: likewise with activations computed again.
         rounds: what each round of prompts keeps, its loss included.
@@ -71,7 +71,7 @@ class StepMemory:
 
     @property
     def peak(self) -> int:
-        """Each round's backward pass after it, see `mean_by_rounds`."""
+        """Each round's backward pass after it, see `mean_by_iterations`."""
         return self.states + self.encoder + max(self.rounds)
 
     @property
@@ -85,7 +85,7 @@ class StepMemory:
         return self.states + self.encoder + sum(self.rounds)
 
 
-def count_step(name: str, protocol: PromptProtocol, *, B: int, Q: int, S: int, bf16: bool = True) -> StepMemory:
+def count_step(name: str, protocol: PromptSampling, *, B: int, Q: int, S: int, bf16: bool = True) -> StepMemory:
     """`StepMemory` of training all parts of `build_sam(name, decoder="sam")` at S pixels on B images x Q masks.
 
     With fused attention: the image encoder runs as on a CPU, whose fused kernel keeps what that of GPUs does.
@@ -99,7 +99,7 @@ def count_step(name: str, protocol: PromptProtocol, *, B: int, Q: int, S: int, b
             return count_parts(sam, protocol, B, Q, S)
 
 
-def count_parts(sam: Sam, protocol: PromptProtocol, B: int, Q: int, S: int) -> StepMemory:
+def count_parts(sam: Sam, protocol: PromptSampling, B: int, Q: int, S: int) -> StepMemory:
     """See `count_step`."""
     parameters = list(sam.parameters())
     encoders = []
@@ -121,7 +121,7 @@ def count_parts(sam: Sam, protocol: PromptProtocol, B: int, Q: int, S: int) -> S
         rounds.append(saved.total)
         return low_res_masks.detach(), iou_predictions.detach()
 
-    for _ in protocol.rounds(decode, masks, noise, side=S):
+    for _ in protocol.iterations(decode, masks, noise, image_size=S):
         pass
     decoder = [p for part in (sam.prompt_encoder, sam.mask_decoder) for p in part.parameters()]
     states = STATES * sum(p.nbytes for p in parameters) + sum(p.nbytes for p in (*decoder, side))

@@ -1,4 +1,4 @@
-"""What distillation starts from, students with the teacher's decoder, and what it leaves behind."""
+"""What distillation starts from: students with the teacher's decoder."""
 
 from collections.abc import Mapping, Sequence
 
@@ -62,24 +62,24 @@ def start_students(
         raise ValueError(f"students={unknown}: choose from {', '.join(STUDENTS)}, or {TIMM} and a name of timm's")
     if teacher.width != EMBEDDING_WIDTH:
         raise ValueError(f"the teacher gives {teacher.width} channels; a segmenter's image embedding has 256")
-    judge = teacher_decoder(teacher, decoder_checkpoint, image_size=image_size, preprocess=preprocess)
-    how = {"image_size": image_size, "preprocess": preprocess, "decoder": judge.decoder, "drop_path": drop_path}
+    decoder = teacher_decoder(teacher, decoder_checkpoint, image_size=image_size, preprocess=preprocess)
+    how = {"image_size": image_size, "preprocess": preprocess, "decoder": decoder.decoder, "drop_path": drop_path}
     students = nn.ModuleDict()
     for name in names:
         files = {"checkpoint": None, "backbone": init.get(name), "decoder_checkpoint": None}
         student = start_segmenter(name=STUDENTS.get(name, name), **files, **how)
-        student.prompt_encoder.load_state_dict(judge.prompt_encoder.state_dict())
-        student.mask_decoder.load_state_dict(judge.mask_decoder.state_dict())
+        student.prompt_encoder.load_state_dict(decoder.prompt_encoder.state_dict())
+        student.mask_decoder.load_state_dict(decoder.mask_decoder.state_dict())
         students[name.replace("/", "_").replace(".", "_")] = student
-    return students, judge
+    return students, decoder
 
 
 def check_teacher(teacher: SegmenterTeacher, image_size: int, preprocess: str) -> None:
-    """Raises ValueError where the teacher was made for photos of another kind than the students will see."""
+    """Raises ValueError where the teacher was made for images of another kind than the students will see."""
     sam = teacher.sam
     if teacher.trained and sam.preprocess != preprocess:
         raise ValueError(
-            f"the teacher {sam.name} takes photos with preprocess={sam.preprocess}, the students {preprocess}: set "
+            f"the teacher {sam.name} takes images with preprocess={sam.preprocess}, the students {preprocess}: set "
             f"model.preprocess={sam.preprocess}"
         )
     if sam.name.startswith("sam_") and image_size != sam.image_size:
@@ -94,19 +94,19 @@ def teacher_decoder(teacher: Teacher, checkpoint: str | None, *, image_size: int
     own = teacher.sam if isinstance(teacher, SegmenterTeacher) and checkpoint is None else None
     options = {"name": "teacher", "image_size": image_size, "preprocess": preprocess, "decoder": "sam"}
     if own:
-        options |= {"decoder": own.decoder, "several_for": own.several_for}
+        options["decoder"] = own.decoder
 
     def build() -> Sam:
         return Sam(nn.Identity(), **options)
 
     with torch.no_grad():
-        judge = build_random(build, announce=None).eval().requires_grad_(False)
+        decoder = build_random(build, announce=None).eval().requires_grad_(False)
     if checkpoint is not None:
-        load_decoder(judge, checkpoint)
+        load_decoder(decoder, checkpoint)
         print0(f"decoder of {checkpoint}; nothing says that it is this teacher's: if not, val/of_teacher/box is low")
     elif own is not None:
-        judge.prompt_encoder.load_state_dict(own.prompt_encoder.state_dict())
-        judge.mask_decoder.load_state_dict(own.mask_decoder.state_dict())
+        decoder.prompt_encoder.load_state_dict(own.prompt_encoder.state_dict())
+        decoder.mask_decoder.load_state_dict(own.mask_decoder.state_dict())
     else:
         print0("decoder_checkpoint=null: the decoder has random weights, and what is said of masks means nothing")
-    return judge
+    return decoder

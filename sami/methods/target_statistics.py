@@ -25,7 +25,10 @@ class ChannelStatistics(nn.Module):
         width: E.
     """
 
-    num_photos = 1024  # 200,000 tokens at 14x14: the standard error of a mean is 0.2 % of its channel's spread
+    mean: Tensor
+    std: Tensor
+    num_tokens: Tensor
+    num_images = 1024  # 200,000 tokens at 14x14: the standard error of a mean is 0.2 % of its channel's spread
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -48,7 +51,7 @@ class ChannelStatistics(nn.Module):
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         views = data.train_views()
         sums = torch.zeros(2 * len(self.mean) + 1, dtype=torch.float64, device=device)  # sum, sum of squares, count
-        positions = list(range(min(self.num_photos, data.epoch_size)))[rank::world_size]
+        positions = list(range(min(self.num_images, data.epoch_size)))[rank::world_size]
         for start in range(0, len(positions), data.batch_size):
             batch = views.__getitems__(positions[start : start + data.batch_size])
             batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
@@ -77,7 +80,7 @@ class ChannelStatistics(nn.Module):
 
 
 class ContentStatistics(ChannelStatistics):
-    """Those of whole photos in a square: tokens of padding do not count."""
+    """Those of whole images in a square: tokens of padding do not count."""
 
     def tokens(self, data: "WholePhotoData", teacher: "Teacher", batch: dict[str, Tensor]) -> Tensor:
         target = teacher(data.on_after_batch_transfer(batch, 0))  # [B, N, E]

@@ -157,9 +157,13 @@ def save_sam(sam: Sam, path: str | Path) -> None:
     """
     if getattr(sam.image_encoder, "fused", False):
         raise ValueError("a fused model cannot be saved: save it before, and build it with fused=True")
-    description = {option: getattr(sam, option) for option in OPTIONS}
     tensors = {name: value.detach().cpu().contiguous() for name, value in sam.state_dict().items()}
-    save_file(tensors, path, metadata={"sam": json.dumps(description)})
+    save_file(tensors, path, metadata={"sam": description(sam)})
+
+
+def description(sam: Sam) -> str:
+    """What `build_sam` needs to know of a model, for the header of its file, under "sam"."""
+    return json.dumps({option: getattr(sam, option) for option in OPTIONS})
 
 
 def read_description(path: str | Path) -> dict[str, object]:

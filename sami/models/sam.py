@@ -4,13 +4,15 @@ B images   H W model-input pixels   gh gw token grid, N = gh*gw   h w low-res ma
 Q prompts (objects) per image   P points per prompt   K candidate masks per prompt
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 from sami.models.mask_decoder import MaskDecoder
 from sami.models.prompt_encoder import PATCH_SIZE, PromptEncoder
 from sami.models.two_way_transformer import ImageSide
-from sami.ops.prompts import SEVERAL_FOR, draw_prompts
+from sami.ops.prompts import SEVERAL_FOR, Prompts, draw_prompts
 
 PREPROCESS = ("pad", "squash")
 DECODERS = ("sam", "sam_drawn_prompts", "efficient_sam")
@@ -151,3 +153,31 @@ class Sam(nn.Module):
         expected = (*shape[:2], *(4 * cells for cells in side.grid_size))
         if mask_input is not None and tuple(mask_input.shape) != expected:
             raise ValueError(f"mask_input is {list(mask_input.shape)}, needed {list(expected)}")
+
+
+Candidates = tuple[Tensor, Tensor]  # low_res_masks [B, Q, K, h, w] logits, iou_predictions [B, Q, K]
+
+
+class Decode(Protocol):
+    """A model that has seen the images: prompts in the model frame, and a mask to start from, to candidate masks."""
+
+    def __call__(self, prompts: Prompts, mask_input: Tensor | None, *, multimask_output: bool) -> Candidates:
+        """`mask_input` is [B, Q, h, w] logits. K is 3 with `multimask_output` and 1 without."""
+
+
+def decode_with(model: Sam, image_embeddings: Tensor | ImageSide) -> Decode:
+    """A model that has the embeddings [B, 256, gh, gw] of some images, or what `Sam.prepare` made of them.
+
+    Given embeddings, each call prepares them anew, and shares no graph with another.
+    """
+
+    def decode(prompts: Prompts, mask_input: Tensor | None, *, multimask_output: bool) -> Candidates:
+        return model.decode(image_embeddings, *prompts, mask_input, multimask_output=multimask_output)
+
+    return decode
+
+
+def most_confident(low_res_masks: Tensor, iou_predictions: Tensor) -> Tensor:
+    """[B, Q, K, h, w], [B, Q, K] -> [B, Q, h, w]: the logits of highest predicted IoU, without gradient."""
+    best = iou_predictions.detach().argmax(dim=-1)[..., None, None, None]
+    return low_res_masks.detach().take_along_dim(best, dim=2)[:, :, 0]

@@ -190,6 +190,18 @@ def wants_several(several_for: str, *, num_clicks: int, has_box: bool) -> bool:
     return several_for == "any" or num_clicks + has_box == 1
 
 
+def use_multimask(decoder: str, *, num_clicks: int, has_box: bool) -> bool:
+    """Whether to ask for three candidate masks (`multimask_output`) and take the one of highest predicted IoU.
+
+    SAM gives one mask for a prompt that leaves no doubt; a click or a box alone may mean several things
+    (arXiv:2304.02643, Sec. 3). EfficientSAM is used with three for any prompt.
+
+    Args:
+        decoder: "sam" or "efficient_sam", see `sami.models.sam.Sam`.
+    """
+    return decoder == "efficient_sam" or num_clicks + has_box == 1
+
+
 def choose_prompts(first: Prompts, second: Prompts, take_first: Tensor) -> Prompts:
     """For each object ([B, Q] bool) one prompt or the other, the shorter ones padded."""
     most = max(first[1].shape[2], second[1].shape[2])

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sami.callbacks.checkpoint import RunCheckpoint, WholeFileIO, check_contract
+from sami.callbacks.checkpoint import RunCheckpoint, WholeFileIO
+from sami.training import check_contract
 
 
 def test_a_failed_write_keeps_the_good_file(tmp_path: Path) -> None:
@@ -58,3 +59,10 @@ def test_contract_lists_every_difference(tmp_path: Path) -> None:
     for line in ("a.b: 1 in the checkpoint, 3 now", "gone: 2 in the checkpoint, None now", "new: None in"):
         assert line in str(error.value)
     assert "seed" not in str(error.value)
+
+
+def test_a_checkpoint_of_an_older_version_says_what_to_do(tmp_path: Path) -> None:
+    """Its settings have other names: that they differ would say nothing."""
+    checkpoint = {"callbacks": {"RunCheckpoint": {"contract": {"seed": 0}}}}
+    with pytest.raises(ValueError, match=r"another version of sami.*start another with name=.*safetensors"):
+        check_contract(tmp_path / "last.ckpt", checkpoint, {"seed": 0})

@@ -26,7 +26,10 @@ def test_shares_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         train_dataloader=loader, world_size=2, log_every_n_steps=1, accumulate_grad_batches=2, training=True
     )
     module = SimpleNamespace(
-        clock=StageClock(), log=lambda name, value, **_: logged.update({name: value}), log_dict=logged.update
+        clock=StageClock(),
+        rest="student",
+        log=lambda name, value, **_: logged.update({name: value}),
+        log_dict=logged.update,
     )
     callback = Throughput()
     callback.on_train_start(trainer, module)

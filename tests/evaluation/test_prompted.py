@@ -9,15 +9,14 @@ from masked_photos import draw_masks, draw_scene, rle
 from sami.data.mask_sources import MaskedPhoto
 from sami.data.mask_views import MaskFrame
 from sami.data.photo_objects import PhotoObjects, draw_objects
-from sami.evaluation import prompted as mask_validation
-from sami.evaluation.prompted import KINDS, MaskScores, masks_from_prompts, point_at
+from sami.evaluation import prompted
+from sami.evaluation.prompted import KINDS, MaskScores, make_prompts, masks_from_prompts
 from sami.models.build import build_sam
 from sami.ops.boxes import box_to_mask, mask_to_box
 from sami.ops.frames import longest_side_frame, squash_frame
 from sami.ops.masks import innermost_pixel, mask_iou
 from sami.ops.prompts import BACKGROUND, FOREGROUND
 from sami.predict.predictor import SamPredictor
-from sami.predict.zoom import predict_zoomed
 
 H, W = 26, 32  # of the photo; the model sees 32 x 32, with padding below
 GRID = longest_side_frame((H, W), 32)
@@ -59,15 +58,15 @@ class Painter:
         return logits, scores
 
 
-def answers_of(decode: Painter, *, several_for: str) -> dict[str, torch.Tensor]:
+def answers_of(decode: Painter, *, decoder: str) -> dict[str, torch.Tensor]:
     masks, noise = scene()
-    return dict(masks_from_prompts(decode, masks, point_at(masks, noise), GRID, several_for=several_for))
+    return dict(masks_from_prompts(decode, masks, make_prompts(masks, noise), GRID, decoder=decoder))
 
 
 def test_each_kind_of_prompt_asks_what_it_says() -> None:
     masks, _ = scene()
     decode = Painter()
-    answers = answers_of(decode, several_for="lone")
+    answers = answers_of(decode, decoder="sam")
     assert set(answers) == set(KINDS) - {"filled_box"}
     assert torch.equal(answers["box"], box_to_mask(mask_to_box(masks), (H, W)))
     assert [question[0].shape[-1] for question in decode.questions] == [2, 1, 2, 3, 4, 5, 1, 3, 5]
@@ -87,15 +86,9 @@ def test_each_kind_of_prompt_asks_what_it_says() -> None:
 
 def test_a_model_without_background_clicks_gets_none() -> None:
     decode = Painter()
-    answers_of(decode, several_for="any")
+    answers_of(decode, decoder="efficient_sam")
     assert all(question[2] and question[1] is None for question in decode.questions)
     assert not any((question[0] == BACKGROUND).any() for question in decode.questions)
-
-
-def test_a_model_that_answers_a_box_with_one_mask_is_asked_for_one() -> None:
-    decode = Painter()
-    answers_of(decode, several_for="click")
-    assert [question[2] for question in decode.questions] == [False, True, *4 * [False], True, False, False]
 
 
 def some_objects(size: tuple[int, int] = (H, W), fit=longest_side_frame) -> PhotoObjects:
@@ -108,7 +101,7 @@ def some_objects(size: tuple[int, int] = (H, W), fit=longest_side_frame) -> Phot
 
 def scores_of(objects: PhotoObjects, decode=None) -> dict[str, float]:
     scores = MaskScores(torch.device("cpu"))
-    scores.add_photo(decode or Painter(), objects, several_for="lone")
+    scores.update(decode or Painter(), objects, decoder="sam")
     assert scores.iou.count == len(objects)
     return {name: float(value) for name, value in scores.compute().items()}
 
@@ -126,29 +119,9 @@ def test_scores_beside_the_trivial_answers() -> None:
 def test_a_few_objects_at_a_time_give_the_same_numbers(monkeypatch) -> None:
     objects, decode = some_objects(), Painter()
     whole = scores_of(objects)
-    monkeypatch.setattr(mask_validation, "MASK_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr(prompted, "MASK_PIXELS", 2 * 32 * 32)
     assert scores_of(objects, decode) == pytest.approx(whole)
     assert {question[0].shape[1] for question in decode.questions} == {1, 2}
-
-
-def test_boxes_are_asked_once_more_in_windows_around_them(monkeypatch) -> None:
-    """The same as a person gets, and counted by the object wherever groups begin."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build_sam("efficient_sam_vitt", decoder="sam", preprocess="squash", image_size=64)
-    objects = some_objects((60, 80), squash_frame)
-    masks, _ = objects.take(slice(9), objects.frame)
-    found, ious = predict_zoomed(model, objects.pixels(), mask_to_box(masks)[0].numpy())
-    best = torch.from_numpy(found[range(len(ious)), ious.argmax(1)])
-    expected = float(mask_iou(best, masks[0]).mean())
-    monkeypatch.setattr(mask_validation, "MASK_PIXELS", 2 * 60 * 80)
-    scores = MaskScores(torch.device("cpu"), zoom_with=model)
-    scores.add_photo(Painter(), objects, several_for="lone")
-    assert scores.compute()["zoomed_box"] == pytest.approx(expected) and 0 < expected < 1
-    model.several_for = "click"
-    scores = MaskScores(torch.device("cpu"), zoom_with=model)
-    scores.add_photo(Painter(), objects, several_for="lone")
-    assert scores.compute()["zoomed_box"] != pytest.approx(expected)
 
 
 def test_the_answers_without_a_model_do_not_depend_on_the_models_frame() -> None:
@@ -160,7 +133,7 @@ def test_the_answers_without_a_model_do_not_depend_on_the_models_frame() -> None
 def test_large_photos_are_compared_on_a_smaller_grid(monkeypatch) -> None:
     objects = some_objects((300, 400))
     whole = scores_of(objects)
-    monkeypatch.setattr(mask_validation, "LONGEST_SIDE", 100)
+    monkeypatch.setattr(prompted, "LONGEST_SIDE", 100)
     smaller = scores_of(objects)
     assert whole != smaller
     for name in ("filled_box", "click_disc"):  # uniform clicks are numbered by pixel: those of another grid are others
@@ -182,13 +155,13 @@ def test_what_is_measured_is_what_the_predictor_gives(preprocess) -> None:
         return model.decode(predictor.side, *prompts, mask_input, multimask_output=multimask_output)
 
     with torch.no_grad():
-        pointers = point_at(masks, noise)
-        found = dict(masks_from_prompts(decode, masks, pointers, predictor.frames[0], several_for="lone"))
+        prompts_of = make_prompts(masks, noise)
+        found = dict(masks_from_prompts(decode, masks, prompts_of, predictor.frames[0], decoder="sam"))
     for number in range(2):
         prompts = {
             "box": {"box": mask_to_box(masks[0, number]).numpy()},
-            "click_1": {"point_coords": pointers.central[0][0, number].numpy(), "point_labels": [1]},
-            "uniform_3": {"point_coords": pointers.uniform[0][0, number, :3].numpy(), "point_labels": [1, 1, 1]},
+            "click_1": {"point_coords": prompts_of.central[0][0, number].numpy(), "point_labels": [1]},
+            "uniform_3": {"point_coords": prompts_of.uniform[0][0, number, :3].numpy(), "point_labels": [1, 1, 1]},
         }
         for kind, prompt in prompts.items():
             several = kind != "uniform_3"

@@ -10,18 +10,20 @@ from masked_photos import write_sa1b_folder
 from torch import Tensor, nn
 
 from sami.data.masked_photos import MaskData
-from sami.methods.finetuning import EfficientSAMFinetuning
-from sami.methods.optimizer import layer_groups, layer_number
+from sami.data.transforms import normalize
+from sami.methods.finetuning import SegmenterFinetuning, cut_out
+from sami.methods.optimizer import layer_number, parameter_groups
 from sami.methods.prompt_protocols import PointsProtocol, SamProtocol
-from sami.methods.schedule import Schedule, linear_factor
+from sami.methods.schedule import Schedule, lr_factor
 from sami.models.build import build_sam
 from sami.models.sam import Sam
 from sami.ops.boxes import mask_to_box
+from sami.ops.frames import longest_side_frame, squash_frame
 
 OPTIONS = {
     "train_parts": ["image_encoder", "prompt_encoder", "mask_decoder"],
     **{"focal_weight": 20.0, "dice_weight": 1.0, "iou_weight": 1.0, "weight_decay": 0.1, "betas": (0.9, 0.999)},
-    **{"layer_decay": 1.0, "checkpoint_activations": False, "validate_zoomed": False},
+    **{"layer_decay": 1.0, "checkpoint_activations": False},
 }
 
 
@@ -29,8 +31,8 @@ def build(decoder: str = "sam", *, drop_path: float = 0.0, protocol: object = No
     """A method on 32 pixels with a silent logger."""
     torch.manual_seed(0)
     model = build_sam("efficient_sam_vitt", image_size=32, decoder=decoder, drop_path=drop_path)
-    protocol = protocol or SamProtocol(num_clicks=1, num_repeats=1)
-    method = EfficientSAMFinetuning(model, protocol, **{**OPTIONS, **options})
+    protocol = protocol or SamProtocol(num_clicks=1, num_refinements=1)
+    method = SegmenterFinetuning(model, protocol, **{**OPTIONS, **options})
     method.watch = lambda losses, batch_idx: None
     return method
 
@@ -64,7 +66,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_photos_losses(tmp_path) -> None:
 
 def test_boxes_are_those_of_the_pixels(tmp_path, monkeypatch) -> None:
     """As in validation; those of the masks' cells are up to a cell tighter or wider."""
-    protocol = SamProtocol(num_clicks=0, num_repeats=0, box_noise=0.0, box_chance=1.0)
+    protocol = SamProtocol(num_clicks=0, num_refinements=0, box_noise=0.0, box_chance=1.0)
     method, batch, asked = build(protocol=protocol), batch_of(tmp_path), []
     decode = Sam.decode
     monkeypatch.setattr(Sam, "decode", lambda *given, **options: asked.append(given[2]) or decode(*given, **options))
@@ -89,7 +91,7 @@ def test_a_step_learns(tmp_path) -> None:
 
 def test_every_trained_parameter_has_a_gradient_and_frozen_ones_stay(tmp_path) -> None:
     batch = batch_of(tmp_path)
-    once = {"sam": SamProtocol(num_clicks=0, num_repeats=0), "efficient_sam": PointsProtocol(max_points=3)}
+    once = {"sam": SamProtocol(num_clicks=0, num_refinements=0), "efficient_sam": PointsProtocol(max_points=3)}
     for decoder, protocol in once.items():
         grads = gradients(build(decoder, protocol=protocol), batch)
         assert len(grads) == len(dict(build(decoder, protocol=protocol).model.named_parameters()))
@@ -118,8 +120,8 @@ def test_checkpointing_reaches_timms_encoders() -> None:
     encoder = timm.create_model("samvit_base_patch16", img_size=32, depth=1, embed_dim=32, num_heads=2, num_classes=0)
     for on in (True, False):
         model.image_encoder = encoder
-        EfficientSAMFinetuning(
-            model, SamProtocol(num_clicks=0, num_repeats=0), **{**OPTIONS, "checkpoint_activations": on}
+        SegmenterFinetuning(
+            model, SamProtocol(num_clicks=0, num_refinements=0), **{**OPTIONS, "checkpoint_activations": on}
         )
         assert encoder.grad_checkpointing == model.mask_decoder.checkpoint == on
 
@@ -128,7 +130,7 @@ def test_round_by_round_gives_the_gradients_of_one_backward_pass(tmp_path) -> No
     """The plain way: all rounds on one graph from the photo to their mean."""
     batch = batch_of(tmp_path)
     for parts in (OPTIONS["train_parts"], ["image_encoder"], ["mask_decoder"], ["neck", "mask_decoder"]):
-        method = build(train_parts=parts, protocol=SamProtocol(num_clicks=2, num_repeats=0))
+        method = build(train_parts=parts, protocol=SamProtocol(num_clicks=2, num_refinements=0))
         ours = gradients(method, batch)
         loss = method.training_step(batch, 0)
         method.zero_grad()
@@ -139,16 +141,6 @@ def test_round_by_round_gives_the_gradients_of_one_backward_pass(tmp_path) -> No
         assert expected.keys() <= ours.keys()
         for name, gradient in ours.items():
             torch.testing.assert_close(gradient, expected.get(name, torch.zeros_like(gradient)), rtol=1e-4, atol=1e-6)
-
-
-def test_the_model_knows_which_prompts_it_learned_to_answer_with_several_masks() -> None:
-    protocols = {
-        "any": PointsProtocol(max_points=2),
-        "lone": SamProtocol(num_clicks=0, num_repeats=0),
-        "click": SamProtocol(num_clicks=0, num_repeats=0, box_candidates=1),
-    }
-    for several_for, protocol in protocols.items():
-        assert build("sam", protocol=protocol).model.several_for == several_for
 
 
 def test_drop_path_follows_the_position(tmp_path) -> None:
@@ -170,15 +162,14 @@ def test_data_of_another_frame_is_refused() -> None:
     method = build()
     frame = SimpleNamespace(side=64, preprocess="squash")
     device = SimpleNamespace(root_device=torch.device("cpu"))
-    trainer = SimpleNamespace(datamodule=SimpleNamespace(frame=frame), strategy=device)
-    own = SimpleNamespace(trainer=trainer, model=method.model, clock=method.clock)
+    method._trainer = SimpleNamespace(datamodule=SimpleNamespace(frame=frame), strategy=device)
     with pytest.raises(ValueError, match="image_size=64 and preprocess=squash, the model 32 and squash"):
-        EfficientSAMFinetuning.setup(own, "fit")
+        method.setup("fit")
 
 
 def test_layer_decay_by_depth() -> None:
     model = build().model
-    groups = layer_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.8)
+    groups = parameter_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.8)
     rates = {id(p): group for group in groups for p in group["params"]}
     assert len(rates) == len(list(model.parameters()))
     named = {name: rates[id(p)] for name, p in model.named_parameters()}
@@ -189,17 +180,27 @@ def test_layer_decay_by_depth() -> None:
     assert named["image_encoder.blocks.3.attn.qkv.weight"]["weight_decay"] == 0.1
     for name in ("image_encoder.pos_embed", "image_encoder.blocks.3.norm1.weight", "mask_decoder.mask_tokens.weight"):
         assert named[name]["weight_decay"] == 0, name
-    assert {group["lr"] for group in layer_groups(model, lr=0.5, weight_decay=0.1, layer_decay=1.0)} == {0.5}
+    assert {group["lr"] for group in parameter_groups(model, lr=0.5, weight_decay=0.1, layer_decay=1.0)} == {0.5}
     assert layer_number("mask_decoder.blocks.3.x", 12) == 13
     model.image_encoder = nn.Conv2d(3, 3, 1)
     with pytest.raises(ValueError, match="needs an encoder of blocks"):
-        layer_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.8)
+        parameter_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.8)
 
 
 def test_the_papers_learning_rate() -> None:
     """arXiv:2312.00863, Sec. 4.1: 4e-4 at batch 128, linear decay to 0."""
     schedule = Schedule(epochs=5, warmup_epochs=0.003, base_lr=8e-4, global_batch_size=128, batch_size=2)
-    plan = schedule.plan(num_photos=11_185_362, world_size=64)
-    assert plan.lr == pytest.approx(4e-4) and plan.warmup_steps == 262 and plan.accumulate == 1
-    factors = [linear_factor(step, warmup_steps=10, max_steps=110) for step in (0, 5, 10, 60, 110, 120)]
+    length = schedule.resolve(num_images=11_185_362, world_size=64)
+    assert length.lr == pytest.approx(4e-4) and length.warmup_steps == 262 and length.accumulate == 1
+    factors = [lr_factor(step, warmup_steps=10, max_steps=110, decay="linear") for step in (0, 5, 10, 60, 110, 120)]
     assert factors == [0, 0.5, 1, 0.5, 0, 0]
+
+
+def test_the_image_comes_out_of_the_square_as_it_was() -> None:
+    photo = torch.randint(0, 256, (1, 3, 6, 8)).repeat_interleave(8, 2).repeat_interleave(8, 3).byte()  # [1, 3, 48, 64]
+    for fit in (longest_side_frame, squash_frame):
+        frame = fit((48, 64), 128)
+        seen = normalize(frame.pad(frame.resize(photo).round().byte()))
+        back = cut_out(seen, frame)
+        assert back.shape == (3, 48, 64) and back.dtype == torch.uint8
+        assert (back.int() - photo[0].int()).abs().float().mean() < 12

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sami.methods.prompt_protocols import PointsProtocol, SamProtocol, most_confident
+from sami.methods.prompt_protocols import PointsProtocol, SamProtocol
+from sami.models.sam import most_confident
 from sami.ops.boxes import mask_to_box
 from sami.ops.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, PADDING, TOP_LEFT
 
@@ -38,11 +39,11 @@ def scene() -> tuple[torch.Tensor, torch.Tensor]:
     return masks, torch.rand(B, Q, 32, generator=rng)
 
 
-def test_the_papers_eleven_rounds() -> None:
+def test_the_papers_eleven_iterations() -> None:
     """arXiv:2304.02643, App. A: a first prompt, eight clicks, two rounds without; three masks, then one."""
     masks, noise = scene()
     decode = Recorder()
-    rounds = list(SamProtocol(num_clicks=8, num_repeats=2).rounds(decode, masks, noise, side=SIDE))
+    rounds = list(SamProtocol(num_clicks=8, num_refinements=2).iterations(decode, masks, noise, image_size=SIDE))
     assert len(rounds) == len(decode.questions) == 11
     labels = [question[1] for question in decode.questions]
     assert [label.shape[2] for label in labels] == [2, *range(3, 12), 11]  # nothing is added for the last
@@ -56,7 +57,7 @@ def test_the_papers_eleven_rounds() -> None:
 def test_first_prompt_is_a_click_or_a_noisy_box_with_equal_chance() -> None:
     masks, noise = scene()
     decode = Recorder()
-    list(SamProtocol(num_clicks=0, num_repeats=0).rounds(decode, masks, noise, side=SIDE))
+    list(SamProtocol(num_clicks=0, num_refinements=0).iterations(decode, masks, noise, image_size=SIDE))
     ((coords, labels, mask_input, multimask),) = decode.questions
     assert mask_input is None and multimask
     is_click = labels[..., 0] == FOREGROUND
@@ -77,26 +78,18 @@ def test_first_prompt_is_a_click_or_a_noisy_box_with_equal_chance() -> None:
 def test_how_often_the_first_prompt_is_a_box(chance) -> None:
     masks, noise = scene()
     decode = Recorder()
-    list(SamProtocol(num_clicks=0, num_repeats=0, box_chance=chance).rounds(decode, masks, noise, side=SIDE))
+    list(
+        SamProtocol(num_clicks=0, num_refinements=0, box_chance=chance).iterations(
+            decode, masks, noise, image_size=SIDE
+        )
+    )
     assert torch.equal(decode.questions[0][1][..., 0] == TOP_LEFT, noise[..., 0] >= 1 - chance)
-
-
-@pytest.mark.parametrize(("first", "is_box"), [(0.1, False), (0.9, True)])
-def test_a_box_that_means_one_thing_is_answered_by_one_mask(first, is_box) -> None:
-    masks, noise = scene()
-    noise[0, 0, 0] = first  # of the first object, which decides for all
-    decode = Recorder()
-    protocol = SamProtocol(num_clicks=1, num_repeats=0, box_candidates=1)
-    list(protocol.rounds(decode, masks, noise, side=SIDE))
-    assert ((decode.questions[0][1][..., 0] == TOP_LEFT) == is_box).all()
-    assert [question[3] for question in decode.questions] == [not is_box, False]
-    assert (protocol.several_for, SamProtocol(num_clicks=0, num_repeats=0).several_for) == ("click", "lone")
 
 
 def test_corrections_are_in_the_error_of_the_most_confident_mask_which_comes_back_as_mask_prompt() -> None:
     masks, noise = scene()
     decode = Recorder()
-    list(SamProtocol(num_clicks=3, num_repeats=1).rounds(decode, masks, noise, side=SIDE))
+    list(SamProtocol(num_clicks=3, num_refinements=1).iterations(decode, masks, noise, image_size=SIDE))
     assert len(decode.questions) == 5
     for number in range(1, 5):
         coords, labels, mask_input, _ = decode.questions[number]
@@ -116,14 +109,14 @@ def test_corrections_are_in_the_error_of_the_most_confident_mask_which_comes_bac
 def test_no_click_where_nothing_is_wrong() -> None:
     masks, noise = scene()
     decode = Recorder(right_from=0, masks=masks)
-    list(SamProtocol(num_clicks=2, num_repeats=0).rounds(decode, masks, noise, side=SIDE))
+    list(SamProtocol(num_clicks=2, num_refinements=0).iterations(decode, masks, noise, image_size=SIDE))
     assert (decode.questions[-1][1][..., 2:] == PADDING).all()
 
 
 def test_clicks_of_different_rounds_are_drawn_anew() -> None:
     masks, noise = scene()
     decode = Recorder(right_from=0, masks=torch.zeros_like(masks))  # never finds anything: all of the mask is missed
-    list(SamProtocol(num_clicks=3, num_repeats=0).rounds(decode, masks, noise, side=SIDE))
+    list(SamProtocol(num_clicks=3, num_refinements=0).iterations(decode, masks, noise, image_size=SIDE))
     coords = decode.questions[-1][0]
     first, *others = (coords[..., number, :] for number in (2, 3, 4))
     assert all((first != other).any(-1).float().mean() > 0.8 for other in others)
@@ -132,7 +125,7 @@ def test_clicks_of_different_rounds_are_drawn_anew() -> None:
 def test_points_protocol_asks_once_with_foreground_only() -> None:
     masks, noise = scene()
     decode = Recorder()
-    list(PointsProtocol(max_points=6).rounds(decode, masks, noise, side=SIDE))
+    list(PointsProtocol(max_points=6).iterations(decode, masks, noise, image_size=SIDE))
     ((_, labels, mask_input, multimask),) = decode.questions
     assert mask_input is None and multimask and labels.shape == (B, Q, 6)
     is_click = labels[..., 0] == FOREGROUND
@@ -142,13 +135,13 @@ def test_points_protocol_asks_once_with_foreground_only() -> None:
     assert (labels[~is_click][:, 2:] == PADDING).all()
 
 
-@pytest.mark.parametrize("protocol", [SamProtocol(num_clicks=0, num_repeats=0), PointsProtocol(max_points=3)])
+@pytest.mark.parametrize("protocol", [SamProtocol(num_clicks=0, num_refinements=0), PointsProtocol(max_points=3)])
 def test_boxes_that_are_known_better_are_asked_for(protocol) -> None:
     masks, noise = scene()
     noise[..., 2:6] = 0.5  # no noise
     boxes = mask_to_box(masks) + 0.25
     decode = Recorder()
-    list(protocol.rounds(decode, masks, noise, side=SIDE, boxes=boxes))
+    list(protocol.iterations(decode, masks, noise, image_size=SIDE, boxes=boxes))
     ((coords, labels, *_),) = decode.questions
     is_box = labels[..., 0] == TOP_LEFT
     assert is_box.any() and torch.equal(coords[is_box][:, :2].flatten(1), boxes[is_box] * SIDE / S)
@@ -156,10 +149,10 @@ def test_boxes_that_are_known_better_are_asked_for(protocol) -> None:
 
 def test_everything_follows_from_the_noise() -> None:
     masks, noise = scene()
-    for protocol in (SamProtocol(num_clicks=3, num_repeats=2), PointsProtocol(max_points=4)):
+    for protocol in (SamProtocol(num_clicks=3, num_refinements=2), PointsProtocol(max_points=4)):
         first, second, other = Recorder(), Recorder(), Recorder()
         for decode, numbers in ((first, noise), (second, noise.clone()), (other, noise.flip(0))):
-            list(protocol.rounds(decode, masks, numbers, side=SIDE))
+            list(protocol.iterations(decode, masks, numbers, image_size=SIDE))
         for a, b in zip(first.questions, second.questions, strict=True):
             assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
         assert not torch.equal(first.questions[0][1], other.questions[0][1])
@@ -171,15 +164,15 @@ def test_most_confident() -> None:
     assert best.flatten().tolist() == [1, 5]
 
 
-@pytest.mark.parametrize("arguments", [{"num_clicks": -1, "num_repeats": 0}, {"num_clicks": 25, "num_repeats": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"num_clicks": -1, "num_refinements": 0}, {"num_clicks": 25, "num_refinements": 0}]
+)
 def test_numbers_that_make_no_sense(arguments) -> None:
-    with pytest.raises(ValueError, match="give 0 to 24 clicks"):
+    with pytest.raises(ValueError, match="give 0 to 23 clicks"):
         SamProtocol(**arguments)
-    with pytest.raises(ValueError, match="0, 1 or 2 repeats"):
-        SamProtocol(num_clicks=1, num_repeats=3)
+    with pytest.raises(ValueError, match="0, 1 or 2 refinements"):
+        SamProtocol(num_clicks=1, num_refinements=3)
     with pytest.raises(ValueError, match=r"box_chance=1\.5"):
-        SamProtocol(num_clicks=1, num_repeats=0, box_chance=1.5)
-    with pytest.raises(ValueError, match="box_candidates=2"):
-        SamProtocol(num_clicks=1, num_repeats=0, box_candidates=2)
-    with pytest.raises(ValueError, match="give 1 to 25"):
+        SamProtocol(num_clicks=1, num_refinements=0, box_chance=1.5)
+    with pytest.raises(ValueError, match="give 1 to 23"):
         PointsProtocol(max_points=0)

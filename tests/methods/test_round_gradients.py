@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sami.methods.round_gradients import mean_by_rounds
+from sami.methods.round_gradients import mean_by_iterations
 
 
 def rounds(leaf: torch.Tensor, weight: torch.Tensor, number: int = 3):
@@ -19,7 +19,7 @@ def test_equals_the_mean_of_all_rounds():
     source.grad = weight.grad = None
     embedding = source**2
     leaf = embedding.detach().requires_grad_()
-    loss, numbers = mean_by_rounds(rounds(leaf, weight), [leaf, weight, unused], [embedding, weight, unused])
+    loss, numbers = mean_by_iterations(rounds(leaf, weight), [leaf, weight, unused], [embedding, weight, unused])
     assert weight.grad is None and not numbers.requires_grad
     torch.testing.assert_close(numbers, expected.detach())
     (3 * loss).backward()
@@ -46,7 +46,7 @@ def test_memory_does_not_grow_with_rounds():
         def __del__(self) -> None:
             alive.pop()
 
-    mean_by_rounds(watched(4), [leaf], [leaf])
+    mean_by_iterations(watched(4), [leaf], [leaf])
     assert most == [1, 1, 1, 1] and not alive
 
 
@@ -58,15 +58,15 @@ def test_a_backward_pass_is_not_in_lower_precision():
             yield (image @ weight).square().sum()[None]
 
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = mean_by_rounds(in_full(), [weight], [weight])
+        loss, _ = mean_by_iterations(in_full(), [weight], [weight])
     loss.backward()
     torch.testing.assert_close(weight.grad, 2 * image.T @ (image @ weight.detach()))
 
 
 def test_a_round_that_is_not_finite_reaches_the_gradient():
     weight = torch.ones(2, requires_grad=True)
-    loss, _ = mean_by_rounds(((weight * factor).sum()[None] for factor in (1.0, torch.inf)), [weight], [weight])
+    loss, _ = mean_by_iterations(((weight * factor).sum()[None] for factor in (1.0, torch.inf)), [weight], [weight])
     loss.backward()
     assert not torch.isfinite(loss) and not torch.isfinite(weight.grad).any()
     with pytest.raises(RuntimeError):
-        mean_by_rounds([], [weight], [weight])
+        mean_by_iterations([], [weight], [weight])

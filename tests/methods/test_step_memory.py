@@ -16,7 +16,7 @@ def test_bytes_that_a_small_network_keeps():
 
 
 def test_counting_without_computing_gives_what_computing_keeps():
-    protocol = SamProtocol(num_clicks=1, num_repeats=0)
+    protocol = SamProtocol(num_clicks=1, num_refinements=0)
     fake = count_step("efficient_sam_vitt", protocol, B=1, Q=2, S=64, bf16=False)
     sam = build_sam("efficient_sam_vitt", decoder="sam", image_size=64).train()
     real = count_parts(sam, protocol, B=1, Q=2, S=64)
@@ -32,6 +32,6 @@ def test_counting_without_computing_gives_what_computing_keeps():
 
 
 def test_bf16_keeps_less():
-    protocol = SamProtocol(num_clicks=0, num_repeats=0)
+    protocol = SamProtocol(num_clicks=0, num_refinements=0)
     full, half = (count_step("efficient_sam_vitt", protocol, B=1, Q=4, S=1024, bf16=on) for on in (False, True))
     assert half.rounds[0] < 0.95 * full.rounds[0] and half.encoder < 0.7 * full.encoder
