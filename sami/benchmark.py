@@ -20,10 +20,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from sami.cli import choose_device, explain_errors
 from sami.data.images import normalize
 from sami.data.stream import ViewLoader
 from sami.data.views import PositionSampler
-from sami.entry import explain_errors
 from sami.methods.encoder_latency import print_encoders
 from sami.methods.loading_speed import DrawnPhotos, Loading, PillowLoading
 from sami.methods.segmenter_speed import print_speed
@@ -55,15 +55,10 @@ def main(cfg: DictConfig) -> None:
             raise ValueError(f"stage={cfg.stage}: choose pretraining, segmenter or encoders")
 
 
-def choose_device(cfg: DictConfig) -> str:
-    """cpu or cuda."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
-
-
 def choose_machine(cfg: DictConfig) -> Machine:
     """Precision, device and threads."""
     threads = cfg.threads or torch.get_num_threads()
-    return Machine(precision=str(cfg.precision), device=choose_device(cfg), threads=threads)
+    return Machine(precision=str(cfg.precision), device=choose_device(cfg.device), threads=threads)
 
 
 def benchmark_segmenter(cfg: DictConfig) -> None:
@@ -77,7 +72,7 @@ def benchmark(cfg: DictConfig, folder: Path) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     keep_freed_memory()
-    device = choose_device(cfg)
+    device = choose_device(cfg.device)
     teacher = instantiate(cfg.teacher, **({"weights": "random"} if "weights" in cfg.teacher else {}))
     setting = Setting(
         cfg.model.size,

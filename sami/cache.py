@@ -18,14 +18,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from sami.cli import explain_errors, quiet_lightning
 from sami.data.cache_layout import own_share
 from sami.data.cache_manifest import MANIFEST, read_manifest
 from sami.data.cache_views import ViewsToCache
 from sami.data.photos import PhotoData
-from sami.entry import explain_errors, quiet_lightning
-from sami.methods.preemption import on_signal
 from sami.models.pixel_targets import HogTeacher, PixelTeacher
 from sami.ops.cpu_kernels import keep_freed_memory
+from sami.preemption import on_signal
 from sami.targets.cached import CachedTeacher
 from sami.targets.encode import FAITHFUL
 from sami.targets.map_gap import map_gap

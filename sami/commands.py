@@ -3,10 +3,11 @@
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import hydra
@@ -24,11 +25,17 @@ class Command(NamedTuple):
     """What a command is for, and which choices of each group in conf/ it can run, as patterns of file names."""
 
     purpose: str
-    groups: dict[str, str] = {}
+    groups: Mapping[str, str] = MappingProxyType({})
 
 
 LOGGERS = {"logger": "*"}
-PRETRAINING = {"data": "images_*", "model": "vit_*", "decoder": "*", "teacher": "cached|hog|pixels|sam_*|timm"} | LOGGERS
+PRETRAINING = {
+    "data": "images_*",
+    "model": "vit_*",
+    "decoder": "*",
+    "teacher": "cached|hog|pixels|sam_*|timm",
+    **LOGGERS,
+}
 COMMANDS = {
     "pretrain": Command("SAMI: a small ViT learns SAM's features from a quarter of the patches", PRETRAINING),
     "finetune": Command(
@@ -39,7 +46,7 @@ COMMANDS = {
         "distil SAM's image encoder into a small one (MobileSAM, RepViT-SAM)",
         {"data": "whole_*", "teacher": "cached|sam_*|segmenter|timm", "protocol": "*"} | LOGGERS,
     ),
-    "cache": Command("compute a teacher's targets once, and read them in every epoch: plan, write, verify", PRETRAINING),
+    "cache": Command("compute a teacher's targets once, to be read in every epoch: plan, write, verify", PRETRAINING),
     "pack": Command("a folder of images -> webdataset shards of small JPEGs"),
     "segment": Command("masks of what you point at in an image"),
     "benchmark": Command("images/s and memory, as ratios within one run", {"model": "vit_*", "teacher": "sam_*|timm"}),
@@ -98,7 +105,8 @@ def usage(name: str) -> str:
         lines.append("Recipes, each explained at the top of its file in conf/experiment/:")
         lines += [f"  +experiment={experiment}" for experiment in found] + [""]
     defaults = OmegaConf.load(CONF / f"{name}.yaml").get("defaults", [])
-    chosen = {k: v for entry in defaults if isinstance(entry, DictConfig) for k, v in entry.items() if "/" not in str(k)}
+    pairs = [pair for entry in defaults if isinstance(entry, DictConfig) for pair in entry.items()]
+    chosen = {group: choice for group, choice in pairs if "/" not in str(group)}
     if COMMANDS[name].groups:
         lines.append("Choices, the default first:")
         for group in COMMANDS[name].groups:

@@ -13,18 +13,9 @@ The same command again continues the run.
 import hydra
 from omegaconf import DictConfig
 
-from sami.entry import explain_errors, flatten
-from sami.methods.progress import say
-from sami.methods.students import StudentsExport
-from sami.models.weights import file_digest
-from sami.run import FREE, prepare, train
+from sami.cli import explain_errors, print0
 from sami.targets.cached import CachedTeacher
-
-FREE_HERE = FREE | {
-    *("method.teacher", "method.protocol", "method.start"),  # their own sections say what they are
-    *("method.checkpoint_activations", "data.num_val_masks", "decoder_checkpoint", "init"),  # contents stand for files
-    *("teacher.weights", "teacher.checkpoint", "teacher.max_batch", "teacher.path", "data.cache"),
-}
+from sami.training import prepare, train
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="distill")
@@ -37,15 +28,9 @@ def main(cfg: DictConfig) -> None:
 def distill(cfg: DictConfig) -> None:
     """Runs or continues the training that `cfg` describes."""
     data, method = prepare(cfg)
-    contract = flatten(cfg, without=FREE_HERE)
-    contract |= {"photos": data.train_source.fingerprint, "teacher weights": method.teacher.fingerprint}
-    contract |= {"decoder_checkpoint": file_digest(cfg.decoder_checkpoint)}
-    contract |= {f"init.{name}": file_digest(file) for name, file in (cfg.init or {}).items()}
     if isinstance(method.teacher, CachedTeacher):
-        say(f"targets of {method.teacher.description}")
-    recipe = {name: str(value) for name, value in contract.items() if name.startswith(("method.", "teacher"))}
-    export = StudentsExport(cfg.run_dir, recipe=recipe)
-    train(cfg, data, method, contract=contract, export=export, results="the segmenter, curves and numbers")
+        print0(f"targets of {method.teacher.description}")
+    train(cfg, data, method, results="the segmenter, curves and numbers")
 
 
 if __name__ == "__main__":

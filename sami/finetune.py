@@ -10,23 +10,12 @@ torchrun --nproc_per_node=8 -m sami.finetune +experiment=finetune/vit_s ...
 The same command again continues the run.
 """
 
-from pathlib import Path
-
 import hydra
 from omegaconf import DictConfig
 
-from sami.entry import explain_errors, flatten
-from sami.methods.mask_validation import MEASURED_ON
-from sami.methods.progress import say
-from sami.methods.segmenter import SegmenterExport
-from sami.models.weights import file_digest
-from sami.run import FREE, prepare, train
-
-FREE_HERE = FREE | {
-    *("method.model", "method.protocol"),  # their own sections say what they are
-    *("method.checkpoint_activations", "data.num_val_masks"),
-    *("model.checkpoint", "model.backbone", "model.decoder_checkpoint"),  # their contents stand for them
-}
+from sami.cli import explain_errors, print0
+from sami.evaluation.prompted import MEASURED_ON
+from sami.training import prepare, train
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="finetune")
@@ -39,14 +28,9 @@ def main(cfg: DictConfig) -> None:
 def finetune(cfg: DictConfig) -> None:
     """Runs or continues the training that `cfg` describes."""
     data, method = prepare(cfg)
-    contract = flatten(cfg, without=FREE_HERE) | {"photos": data.train_source.fingerprint}
-    for file in ("checkpoint", "backbone", "decoder_checkpoint"):
-        contract[f"model.{file}"] = file_digest(cfg.model[file])
-    recipe = {name: str(value) for name, value in contract.items() if name.startswith(("model.", "method."))}
-    export = SegmenterExport(str(Path(cfg.run_dir, "segmenter.safetensors")), recipe=recipe)
     if data.validates:
-        say(MEASURED_ON)
-    train(cfg, data, method, contract=contract, export=export, results="the segmenter, curves and numbers")
+        print0(MEASURED_ON)
+    train(cfg, data, method, results="the segmenter, curves and numbers")
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def feature_loss(prediction: Tensor, target: Tensor, split: MaskSplit, *, distan
     raise ValueError(f"loss_distance={distance!r}: choose mse or cosine")
 
 
-def counted_feature_loss(
-    prediction: Tensor, target: Tensor, counted: Tensor, *, distance: str, std: Tensor | None = None
+def valid_token_loss(
+    prediction: Tensor, target: Tensor, token_valid: Tensor, *, distance: str, std: Tensor | None = None
 ) -> Tensor:
     """Mean distance over the tokens that count: of each image, then over images, whichever share a device.
 
@@ -49,7 +49,7 @@ def counted_feature_loss(
 
     Args:
         prediction, target: [B, N, E].
-        counted: [B, N] bool; an image without any counts as zero.
+        token_valid: [B, N] bool; an image without any counts as zero.
         distance: "mse", "cosine" for 1 - cosine similarity of each token, or "standardized_mse", in units of `std`.
         std: [E] deviation of each channel of the target.
 
@@ -57,7 +57,7 @@ def counted_feature_loss(
         ValueError: unknown `distance`.
     """
     # where, since what does not count may hold anything, and the gradient of 0 * inf is not 0
-    prediction, target = (torch.where(counted.unsqueeze(-1), part.float(), 0.0) for part in (prediction, target))
+    prediction, target = (torch.where(token_valid.unsqueeze(-1), part.float(), 0.0) for part in (prediction, target))
     if distance == "cosine":
         distances = 1 - F.cosine_similarity(prediction, target, dim=-1)  # [B, N]
     elif distance in ("mse", "standardized_mse"):
@@ -65,7 +65,7 @@ def counted_feature_loss(
         distances = (difference / std if distance == "standardized_mse" else difference).square().mean(dim=-1)
     else:
         raise ValueError(f"loss_distance={distance!r}: choose mse, cosine or standardized_mse")
-    return ((distances * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)).mean()
+    return ((distances * token_valid).sum(dim=1) / token_valid.sum(dim=1).clamp(min=1)).mean()
 
 
 class MaskLoss(NamedTuple):
@@ -124,14 +124,19 @@ def focal_loss(logits: Tensor, masks: Tensor, *, alpha: float = 0.25, gamma: flo
     With p the chance of a pixel to be object, the slope at logit 0 has the sign of (1 - alpha) * (1 - p) - alpha * p:
     at alpha = 0.25 a pixel is called object only where p > 0.75.
     """
-    side = 2 * masks.to(logits.dtype) - 1  # products: torch.where takes five times as long on a CPU
-    signed = side * logits  # how strongly the pixel is called what it is
-    balance = 0.5 + (alpha - 0.5) * side
+    sign = 2 * masks.to(logits.dtype) - 1  # products: torch.where takes five times as long on a CPU
+    signed = sign * logits  # how strongly the pixel is called what it is
+    balance = 0.5 + (alpha - 0.5) * sign
     return (balance * torch.sigmoid(-signed) ** gamma * F.softplus(-signed)).mean(dim=(-2, -1))
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """[..., H, W], bool of a shape that broadcasts -> [...]: 1 - 2 overlap / sum of areas, each + 1 (1606.04797)."""
+    """[..., H, W], bool of a shape that broadcasts -> [...]: 1 - (2 overlap + 1) / (sum of areas + 1).
+
+    Departure: V-Net (arXiv:1606.04797, Sec. 3), whose loss SAM's paper names, has sums of squares in the denominator
+    and no ones. Plain sums and a one on either side are `dice_loss` of DETR (facebookresearch/detr,
+    models/segmentation.py) and MaskFormer, which SAM says it follows; its own training code is not published.
+    """
     probability = logits.sigmoid()
     overlap = (masks * probability).sum(dim=(-2, -1))
     areas = probability.sum(dim=(-2, -1)) + masks.sum(dim=(-2, -1))

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 def main(cfg: DictConfig) -> None:
     """Hydra's door to `pack_images`."""
     # these bring torch: each worker imports this file, and would wait for it
+    from sami.cli import explain_errors
     from sami.data.pack_shards import pack_images
-    from sami.entry import explain_errors
 
     with explain_errors():
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)

@@ -11,17 +11,9 @@ The same command again continues the run.
 import hydra
 from omegaconf import DictConfig
 
-from sami.entry import explain_errors, flatten
-from sami.methods.checkpoints import WeightsExport
-from sami.methods.progress import say
-from sami.run import FREE, prepare, train
+from sami.cli import explain_errors, print0
 from sami.targets.cached import CachedTeacher
-
-FREE_HERE = FREE | {
-    *("method.encoder", "method.decoder", "method.teacher"),  # their own sections say what they are
-    *("method.compile", "teacher.weights", "teacher.max_batch"),
-    *("teacher.path", "data.cache", "data.num_views"),  # the cache's recipe and the views per photo stand for them
-}
+from sami.training import prepare, train
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="pretrain")
@@ -34,14 +26,9 @@ def main(cfg: DictConfig) -> None:
 def pretrain(cfg: DictConfig) -> None:
     """Runs or continues the training that `cfg` describes."""
     data, method = prepare(cfg)
-    contract = flatten(cfg, without=FREE_HERE)
-    contract |= {"photos": data.train_source.fingerprint, "teacher weights": method.teacher.fingerprint}
-    contract |= {"views per photo": data.views_per_photo}
-    recipe = {name: str(contract[name]) for name in contract if name.startswith(("method.", "teacher.", "decoder."))}
     if isinstance(method.teacher, CachedTeacher):
-        say(f"targets of {method.teacher.description}")
-    export = WeightsExport(cfg.run_dir, recipe=recipe)
-    train(cfg, data, method, contract=contract, export=export, results="the backbone, curves and numbers")
+        print0(f"targets of {method.teacher.description}")
+    train(cfg, data, method, results="the backbone, curves and numbers")
 
 
 if __name__ == "__main__":

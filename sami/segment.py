@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sami.entry import explain_errors
+from sami.cli import choose_device, explain_errors
 from sami.models.build import MODELS, build_sam
 from sami.ops.cpu_kernels import keep_freed_memory
 from sami.ops.prompts import BACKGROUND, FOREGROUND, use_multimask
@@ -180,19 +180,6 @@ def read_numbers(text: str, option: str, counts: tuple[int, ...]) -> list[float]
     if len(numbers) not in counts:
         raise ValueError(f"{option} {text}: give {' or '.join(map(str, counts))} numbers with commas between")
     return numbers
-
-
-def choose_device(device: str) -> str:
-    """`auto` is the GPU where there is one.
-
-    Raises:
-        ValueError: another name, or there is none.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"--device {device}: choose auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 if __name__ == "__main__":

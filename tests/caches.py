@@ -29,7 +29,7 @@ def cache_in(command: str, overrides: list[str], environment: dict[str, str], lo
     os.dup2(output, 1)
     os.dup2(output, 2)
     from sami import cache
-    from sami.entry import explain_errors
+    from sami.cli import explain_errors
 
     config = compose_config([f"command={command}", *TINY, *TEACHER, *OPTIONS, *overrides], name="cache")
     with explain_errors():

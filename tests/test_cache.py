@@ -21,10 +21,10 @@ from test_faults import explain
 from test_resume import read_record
 
 from sami import cache
+from sami.callbacks.metrics_table import read_table
+from sami.cli import explain_errors
 from sami.data.cache_manifest import read_manifest, record_format
-from sami.entry import explain_errors
-from sami.methods.logs import read_table
-from sami.methods.preemption import EXIT_REQUEUE
+from sami.preemption import EXIT_REQUEUE
 
 
 def losses(run: Path) -> list[float]:
@@ -348,10 +348,10 @@ def test_a_flipped_byte_is_found_and_skipped(copied: tuple[list[str], Path], tmp
     assert f"{shard}, record 3, key photo_0008: its record does not match its checksum" in said
 
     run = tmp_path / "run"
-    assert run_pretrain(run, [*data, *cached(path), "callbacks.broken_photos.max_rate=0.5"]) == 0
-    with open(run / "broken_photos.csv", newline="") as file:
+    assert run_pretrain(run, [*data, *cached(path), "callbacks.broken_images.max_rate=0.5"]) == 0
+    with open(run / "broken_images.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["photo"].split(": ")[1] for row in rows] == ["photo_0008"]
+    assert [row["image"].split(": ")[1] for row in rows] == ["photo_0008"]
     assert f"cache {shard}, record 3: its record does not match its checksum" in rows[0]["reason"]
 
 
@@ -364,8 +364,8 @@ def test_changed_photos_are_not_paired_with_old_targets(made: tuple[list[str], P
     code, said = cache_says("verify", [*data, "verify_photos=20"], tmp_path)
     assert code == 2 and f"{changed}, view 1: the image has changed" in said
     run = tmp_path / "run"
-    assert run_pretrain(run, [*data[:2], *cached(tmp_path / "targets"), "callbacks.broken_photos.max_rate=0.5"]) == 0
-    assert str(changed) in (run / "broken_photos.csv").read_text()
+    assert run_pretrain(run, [*data[:2], *cached(tmp_path / "targets"), "callbacks.broken_images.max_rate=0.5"]) == 0
+    assert str(changed) in (run / "broken_images.csv").read_text()
     for path in photos.rglob("*.jpg"):
         path.write_bytes(encode(draw_photo(100 + len(path.name))))
     assert run_pretrain(tmp_path / "all", [*data[:2], *cached(tmp_path / "targets")]) != 0
@@ -379,7 +379,7 @@ def test_photos_broken_at_writing_are_skipped_alike(tmp_path: Path) -> None:
     assert run_cache("write", [*data, f"cache.path={tmp_path}/targets"]) == 0
     skipped = read_manifest(tmp_path / "targets" / "train")["shards"]["view01-000000.tar"]["skipped"]
     assert list(skipped) == [str(broken)]
-    rate = "callbacks.broken_photos.max_rate=0.5"
+    rate = "callbacks.broken_images.max_rate=0.5"
     assert run_pretrain(tmp_path / "cached", [*data, rate, *cached(tmp_path / "targets")]) == 0
     assert run_pretrain(tmp_path / "online", [*data, rate, *TEACHER, "data.num_views=2"]) == 0
     assert losses(tmp_path / "cached") == losses(tmp_path / "online")

@@ -19,11 +19,11 @@ GROUPS = [
 ]
 FINETUNE_GROUPS = {"segmenter", "protocol"}
 FINETUNE_CHOICES = {  # of groups that both stages have
-    *("data=masked_sample", "data=sa1b", "data=coco", "method=efficient_sam", "callbacks=finetune"),
+    *("data=masked_sample", "data=sa1b", "data=coco", "method=efficient_sam"),
     *("schedule=builtin_finetune", "schedule=paper_finetune"),
 }
 DISTILL_CHOICES = {
-    *("data=whole_sample", "data=whole_photos", "teacher=segmenter", "method=distillation", "callbacks=distill"),
+    *("data=whole_sample", "data=whole_photos", "teacher=segmenter", "method=distillation"),
     *("schedule=builtin_distill", "schedule=paper_distill"),
 }
 SHARDS = "data.train=shards"
@@ -97,7 +97,7 @@ def test_the_papers_recipe_of_fine_tuning() -> None:
     assert (cfg.method.betas, cfg.method.weight_decay, len(cfg.method.train_parts)) == ([0.9, 0.999], 0.1, 3)
     assert (cfg.model.name, cfg.model.image_size, cfg.model.decoder) == ("efficient_sam_vits", 1024, "sam")
     assert (cfg.method.focal_weight, cfg.method.dice_weight, cfg.method.iou_weight) == (20, 1, 1)
-    assert 1 + cfg.protocol.num_clicks + cfg.protocol.num_repeats == 11
+    assert 1 + cfg.protocol.num_clicks + cfg.protocol.num_refinements == 11
     assert (cfg.protocol.box_noise, cfg.protocol.max_box_noise * 1024) == (0.1, 20)
     assert (cfg.data.max_area, cfg.data.flip, cfg.data.mask_size) == (0.9, 0, None)
 
@@ -115,7 +115,7 @@ def test_the_papers_recipe_of_distillation() -> None:
 def test_clicks_of_short_runs_are_numbers_that_another_protocol_leaves_alone() -> None:
     for entry, expected in (("finetune", (2, 0)), ("distill", (0, 0))):
         protocol = compose_config([], name=entry).protocol
-        assert (protocol.num_clicks, protocol.num_repeats) == expected
+        assert (protocol.num_clicks, protocol.num_refinements) == expected
     for experiment in ("vit_t_small", "vit_s"):
         cfg = compose_config([f"+experiment=finetune/{experiment}", SHARDS, "protocol=points"], name="finetune")
         check_signatures(cfg)

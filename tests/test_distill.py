@@ -13,8 +13,8 @@ from masked_photos import draw_masks, draw_scene, write_sa1b_folder
 from runs import compose_config, wait_for
 from test_finetune import read_record, recorder
 
-from sami.entry import explain_errors
-from sami.methods.logs import read_table
+from sami.callbacks.metrics_table import read_table
+from sami.cli import explain_errors
 from sami.models.build import build_sam, save_sam
 from sami.models.teachers import SegmenterTeacher
 from sami.predict.predictor import SamPredictor
@@ -47,7 +47,7 @@ def test_kill_9_and_continue(tmp_path: Path) -> None:
     names = {row[1] for row in tables[0]}
     student = "timm_test_vit2"
     assert {f"val/{student}/box", f"val/{student}/teacher_point", f"train/{student}/mask_loss"} <= names
-    assert {"val/of_teacher/click_1", "train/loss"} <= names and (whole / "curve.png").exists()
+    assert {"val/of_teacher/click_1", "train/loss"} <= names and (whole / "curves.png").exists()
     pictures = {path.name for path in (whole / "pictures").iterdir()}
     assert pictures == {f"step_{step:08d}.png" for step in (0, 2, 4)}
     for label in ("timm_test_resnet", student):
@@ -90,14 +90,14 @@ def test_two_ranks_are_one_run_and_the_result_is_a_segmenter(tmp_path: Path) -> 
 def test_broken_photos_and_steps_that_are_not_finite(tmp_path: Path) -> None:
     root = write_sa1b_folder(tmp_path / "photos", 9)
     (root / "sa_3.jpg").write_bytes(b"no image")
-    data = [f"data.train={root}", f"data.val={root}", "callbacks.broken_photos.max_rate=0.9"]
+    data = [f"data.train={root}", f"data.val={root}", "callbacks.broken_images.max_rate=0.9"]
     poison = f"+callbacks.poison={{_target_: runs.PoisonAt, step: 2, path: {tmp_path}/before.pt}}"
     assert run_distill(tmp_path / "run", [*data, poison]) == 1
-    with open(tmp_path / "run" / "broken_photos.csv", newline="") as file:
-        assert [Path(row["photo"]).name for row in csv.DictReader(file)] == ["sa_3.jpg"]
+    with open(tmp_path / "run" / "broken_images.csv", newline="") as file:
+        assert [Path(row["image"]).name for row in csv.DictReader(file)] == ["sa_3.jpg"]
     replay = torch.load(tmp_path / "run" / "nonfinite.pt", weights_only=True)
     before = torch.load(tmp_path / "before.pt", weights_only=True)
-    assert replay["step"] == 2 and replay["positions"] == [8, 12] and len(replay["photos"]) == 4
+    assert replay["step"] == 2 and replay["positions"] == [8, 12] and len(replay["images"]) == 4
     torch.testing.assert_close(replay["state_dict"], before, rtol=0, atol=0)
 
 

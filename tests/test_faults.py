@@ -14,8 +14,8 @@ from conftest import write_folder, write_shards
 from hydra.utils import instantiate
 from runs import TINY, compose_config, run_pretrain, start_pretrain
 
-from sami.entry import explain_errors, flatten
-from sami.methods.preemption import EXIT_REQUEUE
+from sami.cli import explain_errors, flatten
+from sami.preemption import EXIT_REQUEUE
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +38,7 @@ def explain(overrides: list[str], capsys: pytest.CaptureFixture) -> str:
         (["data=shards", "data.train={tmp}/none.tar"], "1 of the 1 shards"),
         (["data=shards", "data.train={tmp}/cut.tar"], "{tmp}/cut.tar cannot be read"),
         (["data=shards", "data.train={tmp}/empty.tar"], "{tmp}/empty.tar is an empty shard"),
-        (["data=image_folder", "data.root={tmp}/few"], "3 photos do not fill one global batch of 8"),
+        (["data=image_folder", "data.root={tmp}/few"], "3 images do not fill one global batch of 8"),
         (
             ["data=image_folder", "data.root={tmp}/photos", "method.mask_ratio=0.9"],
             "mask_ratio=0.9 keeps 0 of 4 tokens",
@@ -91,12 +91,12 @@ def test_broken_photos_are_listed_once_and_left_out(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "photos", 43)
     broken = root / "class_1" / "photo_003.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
-    data = ["data=image_folder", f"data.root={root}", f"data.val={root}", "callbacks.broken_photos.max_rate=0.5"]
+    data = ["data=image_folder", f"data.root={root}", f"data.val={root}", "callbacks.broken_images.max_rate=0.5"]
     assert run_pretrain(tmp_path / "run", data) == 0
-    with open(tmp_path / "run" / "broken_photos.csv", newline="") as file:
+    with open(tmp_path / "run" / "broken_images.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    assert row["photo"] == str(broken) and row["reason"]
-    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["callbacks"]["BrokenPhotos"]
+    assert row["image"] == str(broken) and row["reason"]
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["callbacks"]["BrokenImages"]
     assert state["broken"] >= 1 and state["loaded"] == 120 + state["broken"]
 
 
@@ -105,7 +105,7 @@ def test_too_many_broken_photos_stop_the_run(tmp_path: Path) -> None:
     for path in sorted(root.rglob("*.jpg"))[::3]:
         path.write_bytes(b"no photo")
     assert run_pretrain(tmp_path / "run", ["data=image_folder", f"data.root={root}"]) == 1
-    assert len((tmp_path / "run" / "broken_photos.csv").read_text().splitlines()) >= 10
+    assert len((tmp_path / "run" / "broken_images.csv").read_text().splitlines()) >= 10
 
 
 def test_a_signal_to_workers_too_leaves_a_checkpoint(tmp_path: Path) -> None:

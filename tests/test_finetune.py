@@ -12,9 +12,9 @@ from hydra.utils import instantiate
 from masked_photos import write_coco, write_sa1b_folder, write_sa1b_tars
 from runs import compose_config, start_two, wait_for
 
+from sami.callbacks.metrics_table import read_table
+from sami.cli import explain_errors
 from sami.data.sample import write_sample
-from sami.entry import explain_errors
-from sami.methods.logs import read_table
 from sami.models.build import build_sam, save_sam
 
 
@@ -53,7 +53,7 @@ def test_kill_9_and_continue(tmp_path: Path) -> None:
     assert tables[0] == tables[1]
     names = {row[1] for row in tables[0]}
     assert {"val/mine/box", "val/coco/click_5", "val/coco/filled_box", "val/mine/click_disc", "train/loss"} <= names
-    assert (whole / "curve.png").exists()
+    assert (whole / "curves.png").exists()
     assert {path.name for path in (whole / "pictures").iterdir()} == {
         f"{name}_step_{step:08d}.png" for name in val for step in (0, 4, 8)
     }
@@ -95,10 +95,10 @@ def test_broken_photos_are_listed_and_left_out(tmp_path: Path) -> None:
     root = write_sa1b_folder(tmp_path / "photos", 9)
     (root / "sa_3.json").write_bytes(b"{")
     (root / "sa_4.json").write_text(json.dumps({"annotations": []}))
-    data = [f"data.train={root}", f"data.val={root}", "callbacks.broken_photos.max_rate=0.9", "schedule.epochs=1"]
+    data = [f"data.train={root}", f"data.val={root}", "callbacks.broken_images.max_rate=0.9", "schedule.epochs=1"]
     assert run_finetune(tmp_path / "run", data) == 0
-    with open(tmp_path / "run" / "broken_photos.csv", newline="") as file:
-        rows = {Path(row["photo"]).name: row["reason"] for row in csv.DictReader(file)}
+    with open(tmp_path / "run" / "broken_images.csv", newline="") as file:
+        rows = {Path(row["image"]).name: row["reason"] for row in csv.DictReader(file)}
     assert rows.keys() == {"sa_3.jpg", "sa_4.jpg"}
     assert "JSONDecodeError" in rows["sa_3.jpg"] and "none of its 0 masks" in rows["sa_4.jpg"]
 
@@ -109,7 +109,7 @@ def test_a_step_that_is_not_finite_leaves_the_weights_and_what_it_saw(tmp_path: 
     assert run_finetune(tmp_path / "run", [*data, poison]) == 1
     replay = torch.load(tmp_path / "run" / "nonfinite.pt", weights_only=True)
     before = torch.load(tmp_path / "before.pt", weights_only=True)
-    assert replay["step"] == 2 and replay["positions"] == [8, 12] and len(replay["photos"]) == 4
+    assert replay["step"] == 2 and replay["positions"] == [8, 12] and len(replay["images"]) == 4
     torch.testing.assert_close(replay["state_dict"], before, rtol=0, atol=0)
 
 
@@ -150,7 +150,7 @@ def test_mistakes_are_explained(tmp_path: Path, overrides: list[str], message: s
 
 def test_the_backbone_of_a_pretraining_run_and_another_models_decoder(tmp_path: Path) -> None:
     """Position tables of 4 x 4 patches become those of 14 x 14; what comes from no file stays random."""
-    from sami.methods.segmenter import start_segmenter
+    from sami.models.build import start_segmenter
     from sami.models.vit import ViT
 
     options = {"image_size": 32, "resize_mode": "stretch", "decoder": "sam", "drop_path": 0.0, "checkpoint": None}

@@ -6,7 +6,7 @@ import pytest
 from conftest import write_folder
 from runs import run_pretrain
 
-from sami.methods.logs import read_table
+from sami.callbacks.metrics_table import read_table
 
 # python -m pytest tests/test_golden_run.py, seed 0; AVX-512 CPU, torch 2.15, fp32
 LOSSES = [

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sami.losses import counted_feature_loss, feature_loss
+from sami.losses import feature_loss, valid_token_loss
 from sami.ops.masking import split_by_noise
 
 
@@ -56,28 +56,28 @@ def test_unknown_names(case):
         feature_loss(*case, distance="l1", tokens="all")
 
 
-def test_counted_feature_loss_leaves_padding_out() -> None:
+def test_valid_token_loss_leaves_padding_out() -> None:
     """By hand: two images, of which the second has one token that counts; what is in the padding changes nothing."""
     prediction, target = torch.zeros(2, 3, 2), torch.zeros(2, 3, 2)
     prediction[0, :, 0] = torch.tensor([1.0, 2.0, 3.0])
     prediction[1, 0] = torch.tensor([4.0, 0.0])
     prediction[1, 1:] = torch.inf
-    counted = torch.tensor([[True, True, True], [True, False, False]])
+    token_valid = torch.tensor([[True, True, True], [True, False, False]])
     prediction.requires_grad_(True)
-    loss = counted_feature_loss(prediction, target, counted, distance="mse")
+    loss = valid_token_loss(prediction, target, token_valid, distance="mse")
     assert loss.item() == pytest.approx(((1 + 4 + 9) / 6 + 16 / 2) / 2)  # means of images, then over images
     std = torch.tensor([2.0, 1.0])
-    scaled = counted_feature_loss(prediction, target, counted, distance="standardized_mse", std=std)
+    scaled = valid_token_loss(prediction, target, token_valid, distance="standardized_mse", std=std)
     assert scaled.item() == pytest.approx(loss.item() / 4)
     loss.backward()
     assert (prediction.grad[1, 1:] == 0).all() and (prediction.grad[1, 0, 0] != 0)
     with pytest.raises(ValueError, match="loss_distance='l1'"):
-        counted_feature_loss(prediction, target, counted, distance="l1")
+        valid_token_loss(prediction, target, token_valid, distance="l1")
 
 
-def test_counted_cosine_and_an_image_of_padding_alone() -> None:
+def test_token_valid_cosine_and_an_image_of_padding_alone() -> None:
     target = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[1.0, 1.0], [1.0, 1.0]]])
     prediction = torch.tensor([[[3.0, 0.0], [0.0, -2.0]], [[9.0, 1.0], [1.0, 1.0]]])
-    counted = torch.tensor([[True, True], [False, False]])
-    loss = counted_feature_loss(prediction, target, counted, distance="cosine")
+    token_valid = torch.tensor([[True, True], [False, False]])
+    loss = valid_token_loss(prediction, target, token_valid, distance="cosine")
     assert loss.item() == pytest.approx(((0 + 2) / 2 + 0) / 2)

@@ -15,8 +15,8 @@ from conftest import write_folder, write_shards
 from runs import run_pretrain, start_pretrain
 from safetensors.torch import load_file
 
-from sami.methods.preemption import EXIT_REQUEUE
-from sami.run import hold_folder
+from sami.preemption import EXIT_REQUEUE
+from sami.training import hold_folder
 
 
 def data_overrides(root: Path, kind: str, num_workers: int) -> list[str]:
@@ -117,7 +117,7 @@ def test_another_recipe_is_refused_another_machine_is_not(tmp_path: Path) -> Non
 def test_one_process_trains_in_a_folder_and_a_killed_one_leaves_no_lock(tmp_path) -> None:
     """Not even while its forked children, as loading processes are, live on."""
     code = (
-        "import os, sys, time; from pathlib import Path; from sami.run import hold_folder\n"
+        "import os, sys, time; from pathlib import Path; from sami.training import hold_folder\n"
         "lock = hold_folder(Path(sys.argv[1])); child = os.fork()\n"
         "print(child, flush=True) if child else None\n"
         "time.sleep(60)"

@@ -100,7 +100,7 @@ def test_three_candidates_are_asked_for_where_the_model_was_trained_to(photo, tm
         (["--point", "4,5", "--box=1,1,5,5", "--box=2,2,9,9"], "points and several boxes"),
         (["--point", "4,5", "--model", "mobile_sam"], "saved with name=efficient_sam_vitt"),
         (["--point", "4,5", "--image-size", "512"], "saved with image_size=64"),
-        (["--point", "4,5", "--device", "tpu"], "--device tpu"),
+        (["--point", "4,5", "--device", "tpu"], "device=tpu"),
         (["--point", "4,5", "--output", "masks.xyz"], "--output masks.xyz: give a name that ends in .png"),
         (["--point", "4,5", "--output", "masks.psd"], "--output masks.psd: give a name that ends in .png"),
         (["--point", "4,5", "--output", "folder.png"], "--output folder.png is a folder"),

@@ -12,10 +12,10 @@ from conftest import write_folder, write_shards
 from runs import run_pretrain, start_two, wait_for
 from test_resume import read_record
 
-from sami.methods.logs import read_table
-from sami.methods.preemption import EXIT_REQUEUE
+from sami.callbacks.metrics_table import read_table
 from sami.metrics.agreement import FeatureAgreement
 from sami.metrics.knn import KNNAccuracy
+from sami.preemption import EXIT_REQUEUE
 
 
 def overrides(root: Path) -> list[str]:

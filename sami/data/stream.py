@@ -88,6 +88,11 @@ class StreamData(pl.LightningDataModule):
         self.batch_size, self.epoch_size, self.num_batches = 0, 0, 0
 
     @property
+    def validates(self) -> bool:
+        """Whether there are images to validate on."""
+        raise NotImplementedError
+
+    @property
     def num_photos(self) -> int:
         """Photos in the training set."""
         return sum(self.train_source.counts)

@@ -1,21 +1,18 @@
 """How long, how fast, in which portions: the recipe's numbers for the data and machines at hand."""
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import pytorch_lightning as pl
-
-    from sami.data.photos import PhotoData
+import pytorch_lightning as pl
 
 
-class Plan(NamedTuple):
+class RunLength(NamedTuple):
     """A schedule worked out for one data set and one number of devices."""
 
-    batch_size: int  # photos per batch and device
+    batch_size: int  # images per batch and device
     world_size: int
     accumulate: int  # batches per optimiser step and device
-    epoch_size: int  # photos of an epoch: whole global batches
+    epoch_size: int  # images of an epoch: whole global batches
     steps_per_epoch: int
     max_steps: int
     warmup_steps: int
@@ -31,18 +28,18 @@ class Plan(NamedTuple):
         """Batches of the whole run on one device."""
         return self.max_steps * self.accumulate
 
-    def steer(self, trainer: "pl.Trainer", data: "PhotoData", *, validate_every_epochs: float) -> None:
-        """Makes trainer and data follow the plan."""
+    def apply_to(self, trainer: pl.Trainer, *, validate_every_epochs: float) -> None:
+        """Makes a trainer accumulate, validate and stop as the run length says."""
         trainer.accumulate_grad_batches = self.accumulate
+        # private, and the only way: how many devices share a step is known once there is a trainer
         trainer.fit_loop.epoch_loop.max_steps = self.max_steps
         number = max(1, round(self.max_steps / max(1, validate_every_epochs * self.steps_per_epoch)))
         every = max(1, self.max_steps // number)  # so that the last one sees the weights that the run ends with
         trainer.val_check_interval = every * self.accumulate
-        data.set_stream(batch_size=self.batch_size, epoch_size=self.epoch_size, num_batches=self.num_batches)
 
     def __str__(self) -> str:
         return (
-            f"global batch {self.global_batch_size} = {self.batch_size} photos x {self.world_size} devices x "
+            f"global batch {self.global_batch_size} = {self.batch_size} images x {self.world_size} devices x "
             f"{self.accumulate} accumulated; {self.steps_per_epoch} steps per epoch, {self.max_steps} in all, "
             f"{self.warmup_steps} of warm-up; peak learning rate {self.lr:.3g}"
         )
@@ -56,8 +53,8 @@ class Schedule:
         epochs: of training.
         warmup_epochs: of linear warm-up.
         base_lr: the peak is lr = base_lr * global_batch_size / 256. The paper's 2.4e-3 at 4096 is 1.5e-4 here.
-        global_batch_size: photos per optimiser step over all devices; the recipe's number, whatever the machine.
-        batch_size: at most so many photos per batch and device, what fits its memory. The rest is accumulated; where
+        global_batch_size: images per optimiser step over all devices; the recipe's number, whatever the machine.
+        batch_size: at most so many images per batch and device, what fits its memory. The rest is accumulated; where
             it does not divide, batches are smaller.
     """
 
@@ -67,25 +64,25 @@ class Schedule:
         self.epochs, self.warmup_epochs, self.base_lr = epochs, warmup_epochs, base_lr
         self.global_batch_size, self.batch_size = global_batch_size, batch_size
 
-    def plan(self, *, num_photos: int, world_size: int) -> Plan:
+    def resolve(self, *, num_images: int, world_size: int) -> RunLength:
         """The numbers for this data set and these devices.
 
         Raises:
             ValueError: the global batch cannot be shared by these devices, or is larger than the data set, or warm-up
                 is not shorter than training.
         """
-        share, rest = divmod(self.global_batch_size, world_size)  # photos per device
+        share, rest = divmod(self.global_batch_size, world_size)  # images per device
         if rest or share < 1 or self.batch_size < 1:
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} in batches of batch_size={self.batch_size} cannot be "
                 f"shared by {world_size} devices: both positive, the first a multiple of the number of devices"
             )
         batch_size = max(size for size in range(1, min(self.batch_size, share) + 1) if share % size == 0)
-        steps_per_epoch = num_photos // self.global_batch_size
+        steps_per_epoch = num_images // self.global_batch_size
         if steps_per_epoch == 0:
             raise ValueError(
-                f"{num_photos} photos do not fill one global batch of {self.global_batch_size}: "
-                f"lower schedule.global_batch_size to {num_photos} or less"
+                f"{num_images} images do not fill one global batch of {self.global_batch_size}: "
+                f"lower schedule.global_batch_size to {num_images} or less"
             )
         max_steps, warmup_steps = round(self.epochs * steps_per_epoch), round(self.warmup_epochs * steps_per_epoch)
         if max_steps < 1 or warmup_steps >= max_steps:
@@ -93,7 +90,7 @@ class Schedule:
                 f"epochs={self.epochs} with warmup_epochs={self.warmup_epochs}: "
                 "training has to last a step at least and longer than its warm-up"
             )
-        return Plan(
+        return RunLength(
             batch_size=batch_size,
             world_size=world_size,
             accumulate=share // batch_size,
@@ -105,18 +102,13 @@ class Schedule:
         )
 
 
-def lr_factor(step: int, *, warmup_steps: int, max_steps: int, decay: Literal["cosine", "linear"]) -> float:
-    """The learning rate of optimiser step `step` (from 0) as a fraction of its peak: linear warm-up, decay to zero.
+def lr_factor(step: int, *, warmup_steps: int, max_steps: int, decay: str = "cosine") -> float:
+    """The learning rate of optimiser step `step` (from 0) as a fraction of its peak: linear warm-up, then down to zero.
 
     Args:
-        step: of the optimiser.
-        warmup_steps, max_steps: of the plan.
-        decay: half a cosine, as pretraining has it, or a straight line, as fine-tuning on SA-1B (both arXiv:2312.00863,
-            Sec. 4.1).
+        decay: "cosine", half of one (arXiv:2312.00863, Sec. 4.1, as MAE), or "linear" (ibid., fine-tuning on SA-1B).
     """
     if step < warmup_steps:
         return step / warmup_steps
-    if decay == "linear":
-        return max(0.0, (max_steps - step) / (max_steps - warmup_steps))
-    progress = (step - warmup_steps) / (max_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    progress = min(1.0, (step - warmup_steps) / (max_steps - warmup_steps))
+    return 1 - progress if decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))

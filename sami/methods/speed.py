@@ -7,7 +7,6 @@ import gc
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.flop_counter import FlopCounterMode
 
+from sami.clock import measure_seconds
 from sami.losses import feature_loss
-from sami.methods.sami import decay_groups
+from sami.methods.optimizer import parameter_groups
 from sami.models.mae import PlainMAE
 from sami.models.sami import SAMI, CrossAttentionDecoder
 from sami.models.vit import ViT
@@ -100,7 +100,7 @@ class StudentStep:
             decoder = partial(CrossAttentionDecoder, context=design.rpartition(" ")[2])
             network = SAMI(ViT(setting.size, image_size=setting.image_size), decoder, setting.target_width)
         self.network = network.to(setting.device)
-        self.optimizer = AdamW(decay_groups(self.network, 0.05), lr=1e-4, fused=True)
+        self.optimizer = AdamW(parameter_groups(self.network, lr=1e-4, weight_decay=0.05), fused=True)
 
     def __call__(self, image: Tensor, target: Tensor) -> None:
         """[B, 3, H, W], [B, N, E]."""
@@ -150,20 +150,6 @@ def interleave(stages: dict[str, Callable[[], object]], repetitions: int, device
             if repetition >= 0:
                 seconds[name].append(elapsed)
     return seconds
-
-
-def measure_seconds(run: Callable[[], object], device: str) -> float:
-    """The seconds of one call, on a GPU those between two marks in its stream."""
-    if device != "cuda":
-        begin = time.perf_counter()
-        run()
-        return time.perf_counter() - begin
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
 
 
 def median_ratio(above: list[float], below: list[float]) -> float:

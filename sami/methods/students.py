@@ -1,15 +1,12 @@
-"""What distillation starts from, students with the teacher's decoder, and what it leaves behind."""
+"""What distillation starts from: students with the teacher's decoder."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from sami.methods.progress import say
-from sami.methods.segmenter import start_segmenter
-from sami.models.build import MODELS, TIMM, load_decoder, save_sam
+from sami.cli import print0
+from sami.models.build import MODELS, TIMM, load_decoder, start_segmenter
 from sami.models.image_encoders.neck import EMBEDDING_WIDTH
 from sami.models.sam import Sam
 from sami.models.teachers import SegmenterTeacher, Teacher
@@ -64,24 +61,24 @@ def start_students(
         raise ValueError(f"students={unknown}: choose from {', '.join(STUDENTS)}, or {TIMM} and a name of timm's")
     if teacher.width != EMBEDDING_WIDTH:
         raise ValueError(f"the teacher gives {teacher.width} channels; a segmenter's image embedding has 256")
-    judge = teacher_decoder(teacher, decoder_checkpoint, image_size=image_size, resize_mode=resize_mode)
-    how = {"image_size": image_size, "resize_mode": resize_mode, "decoder": judge.decoder, "drop_path": drop_path}
+    decoder = teacher_decoder(teacher, decoder_checkpoint, image_size=image_size, resize_mode=resize_mode)
+    how = {"image_size": image_size, "resize_mode": resize_mode, "decoder": decoder.decoder, "drop_path": drop_path}
     students = nn.ModuleDict()
     for name in names:
         files = {"checkpoint": None, "backbone": init.get(name), "decoder_checkpoint": None}
         student = start_segmenter(name=STUDENTS.get(name, name), **files, **how)
-        student.prompt_encoder.load_state_dict(judge.prompt_encoder.state_dict())
-        student.mask_decoder.load_state_dict(judge.mask_decoder.state_dict())
+        student.prompt_encoder.load_state_dict(decoder.prompt_encoder.state_dict())
+        student.mask_decoder.load_state_dict(decoder.mask_decoder.state_dict())
         students[name.replace("/", "_").replace(".", "_")] = student
-    return students, judge
+    return students, decoder
 
 
 def check_teacher(teacher: SegmenterTeacher, image_size: int, resize_mode: str) -> None:
-    """Raises ValueError where the teacher was made for photos of another kind than the students will see."""
+    """Raises ValueError where the teacher was made for images of another kind than the students will see."""
     sam = teacher.sam
     if teacher.trained and sam.resize_mode != resize_mode:
         raise ValueError(
-            f"the teacher {sam.name} takes photos with resize_mode={sam.resize_mode}, the students {resize_mode}: set "
+            f"the teacher {sam.name} takes images with resize_mode={sam.resize_mode}, the students {resize_mode}: set "
             f"model.resize_mode={sam.resize_mode}"
         )
     if sam.name.startswith("sam_") and image_size != sam.image_size:
@@ -102,33 +99,13 @@ def teacher_decoder(teacher: Teacher, checkpoint: str | None, *, image_size: int
         return Sam(nn.Identity(), **options)
 
     with torch.no_grad():
-        judge = build_random(build, announce=None).eval().requires_grad_(False)
+        decoder = build_random(build, announce=None).eval().requires_grad_(False)
     if checkpoint is not None:
-        load_decoder(judge, checkpoint)
-        say(f"decoder of {checkpoint}; nothing says that it is this teacher's: if not, val/of_teacher/box is low")
+        load_decoder(decoder, checkpoint)
+        print0(f"decoder of {checkpoint}; nothing says that it is this teacher's: if not, val/of_teacher/box is low")
     elif own is not None:
-        judge.prompt_encoder.load_state_dict(own.prompt_encoder.state_dict())
-        judge.mask_decoder.load_state_dict(own.mask_decoder.state_dict())
+        decoder.prompt_encoder.load_state_dict(own.prompt_encoder.state_dict())
+        decoder.mask_decoder.load_state_dict(own.mask_decoder.state_dict())
     else:
-        say("decoder_checkpoint=null: the decoder has random weights, and what is said of masks means nothing")
-    return judge
-
-
-class StudentsExport(pl.Callback):
-    """Writes every student with every checkpoint, a complete segmenter each; `build_sam(checkpoint=path)` loads it.
-
-    Args:
-        folder: of `segmenter.safetensors`, or `segmenter_NAME.safetensors` where there are several.
-        recipe: strings to keep in the files' headers.
-    """
-
-    def __init__(self, folder: str, *, recipe: dict[str, str]) -> None:
-        self.folder, self.recipe = Path(folder), recipe
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        if not trainer.is_global_zero:
-            return
-        metadata = {**self.recipe, "step": str(trainer.global_step)}
-        for name, student in pl_module.students.items():
-            file = f"segmenter_{name}.safetensors" if len(pl_module.students) > 1 else "segmenter.safetensors"
-            save_sam(student, self.folder / file, metadata=metadata)
+        print0("decoder_checkpoint=null: the decoder has random weights, and what is said of masks means nothing")
+    return decoder

@@ -11,18 +11,17 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
-from sami.files import whole_file
 from sami.models.image_encoders.efficient_sam import PRETRAINED_GRID, EfficientSAMEncoder
 from sami.models.image_encoders.mobile import RepViTEncoder, StagedEncoder, TinyViTEncoder, fuse_branches
 from sami.models.image_encoders.sam import build_sam_vit
 from sami.models.image_encoders.timm import TimmEncoder
+from sami.models.prompt_encoder import PATCH_SIZE
 from sami.models.sam import Sam
 from sami.models.timm_models import download_timm
 from sami.models.weight_names import backbone_only, decoder_only, to_ours, vit_to_efficient_sam
-from sami.models.weights import load_state_dict_file, load_strictly
+from sami.models.weights import load_state_dict_file, load_strictly, save_weights
 
 MODELS = {  # name: resize_mode, decoder as released; besides, timm/NAME has any timm backbone
     "sam_vit_b": ("pad", "sam"),
@@ -177,10 +176,12 @@ def save_sam(sam: Sam, path: str | Path, *, metadata: Mapping[str, str] | None =
     """
     if getattr(sam.image_encoder, "fused", False):
         raise ValueError("a fused model cannot be saved: save it before, and build it with fused=True")
-    description = {option: getattr(sam, option) for option in OPTIONS}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in sam.state_dict().items()}
-    with whole_file(Path(path)) as file:
-        file.write(save(tensors, metadata={**(metadata or {}), "sam": json.dumps(description)}))
+    save_weights(sam.state_dict(), path, metadata={**(metadata or {}), "sam": description(sam)})
+
+
+def description(sam: Sam) -> str:
+    """What `build_sam` needs to know of a model, for the header of its file, under "sam"."""
+    return json.dumps({option: getattr(sam, option) for option in OPTIONS})
 
 
 def read_description(path: str | Path) -> dict[str, object]:
@@ -199,3 +200,43 @@ def read_description(path: str | Path) -> dict[str, object]:
     if described and not sound:
         raise ValueError(f"{path}: what its header says of the model is not what save_sam writes ({described})")
     return {option: described[option] for option in OPTIONS} if described else {}  # older files say more
+
+
+def start_segmenter(
+    *,
+    name: str,
+    checkpoint: str | None,
+    backbone: str | None,
+    decoder_checkpoint: str | None,
+    image_size: int,
+    resize_mode: str,
+    decoder: str,
+    drop_path: float,
+) -> Sam:
+    """The segmenter to train: a whole one from a file, or its parts, and what comes from no file at random.
+
+    Args:
+        name, resize_mode, decoder, drop_path: see `build_sam`.
+        image_size: pixels per side of what the model sees; may differ from that of the file.
+        checkpoint: of a whole segmenter.
+        backbone: for the image encoder, see `load_backbone`: a plain ViT of SAMI (`backbone.safetensors` of a run),
+            MAE or timm, whose position table is resized; or timm's model for the other encoders.
+        decoder_checkpoint: any segmenter's file, for prompt encoder and mask decoder; SAM's is the usual one.
+
+    Raises:
+        ValueError: see `build_sam`, `load_backbone` and `load_decoder`; a whole segmenter and parts of one; or
+            a size that the encoder does not take.
+    """
+    if checkpoint and (backbone or decoder_checkpoint):
+        raise ValueError("checkpoint is a whole segmenter: give it, or backbone and decoder_checkpoint")
+    built_for = image_size if name.startswith(TIMM) and not checkpoint else None  # some of timm's have one size only
+    how = {"resize_mode": resize_mode, "decoder": decoder, "drop_path": drop_path}
+    model = build_sam(name, checkpoint, image_size=built_for, **how)
+    if image_size % PATCH_SIZE or (image_size != model.image_size and name.startswith("sam_")):
+        raise ValueError(f"image_size={image_size}: give a multiple of {PATCH_SIZE}, and 1024 for sam_vit_b, l and h")
+    model.image_size = image_size  # the other encoders take any, so that a run may go on at another
+    if backbone:
+        load_backbone(model.image_encoder, backbone)
+    if decoder_checkpoint:
+        load_decoder(model, decoder_checkpoint)
+    return model

@@ -5,7 +5,7 @@ Q prompts (objects) per image   P points per prompt   K candidate masks per prom
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -15,7 +15,7 @@ from sami.models.mask_decoder import MaskDecoder
 from sami.models.prompt_encoder import PATCH_SIZE, PromptEncoder
 from sami.models.two_way_transformer import PreparedImage
 from sami.ops.frames import Frame
-from sami.ops.prompts import join_box
+from sami.ops.prompts import Prompts, join_box
 
 RESIZE_MODES = ("pad", "stretch")
 DECODERS = ("sam", "efficient_sam")
@@ -93,7 +93,8 @@ class Sam(nn.Module):
         Raises:
             ValueError: see `decode_prompts`.
         """
-        prepared = self.prepare(self.embed(torch.cat([self.preprocess(given["image"][None]) for given in batched_input])))
+        images = torch.cat([self.preprocess(given["image"][None]) for given in batched_input])
+        prepared = self.prepare(self.embed(images))
         outputs = []
         for row, given in enumerate(batched_input):
             prompts = (given.get(name) for name in ("point_coords", "point_labels", "boxes", "mask_inputs"))
@@ -227,3 +228,31 @@ class Sam(nn.Module):
         expected = (*shape[:2], *(4 * cells for cells in image.grid_size))
         if mask_input is not None and tuple(mask_input.shape) != expected:
             raise ValueError(f"mask_input is {list(mask_input.shape)}, needed {list(expected)}")
+
+
+Candidates = tuple[Tensor, Tensor]  # low_res_masks [B, Q, K, h, w] logits, iou_predictions [B, Q, K]
+
+
+class Decode(Protocol):
+    """A model that has seen the images: prompts in the model frame, and a mask to start from, to candidate masks."""
+
+    def __call__(self, prompts: Prompts, mask_input: Tensor | None, *, multimask_output: bool) -> Candidates:
+        """`mask_input` is [B, Q, h, w] logits. K is 3 with `multimask_output` and 1 without."""
+
+
+def decode_with(model: Sam, image_embeddings: Tensor | PreparedImage) -> Decode:
+    """A model that has the embeddings [B, 256, gh, gw] of some images, or what `Sam.prepare` made of them.
+
+    Given embeddings, each call prepares them anew, and shares no graph with another.
+    """
+
+    def decode(prompts: Prompts, mask_input: Tensor | None, *, multimask_output: bool) -> Candidates:
+        return model.decode(image_embeddings, *prompts, mask_input, multimask_output=multimask_output)
+
+    return decode
+
+
+def most_confident(low_res_masks: Tensor, iou_predictions: Tensor) -> Tensor:
+    """[B, Q, K, h, w], [B, Q, K] -> [B, Q, h, w]: the logits of highest predicted IoU, without gradient."""
+    best = iou_predictions.detach().argmax(dim=-1)[..., None, None, None]
+    return low_res_masks.detach().take_along_dim(best, dim=2)[:, :, 0]

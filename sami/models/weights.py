@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
+
+from sami.files import whole_file
 
 SHOWN = 4  # names of each kind in an error message
 
@@ -121,6 +123,13 @@ def weights_digest(module: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def save_weights(weights: Mapping[str, Tensor], path: str | Path, *, metadata: dict[str, str]) -> None:
+    """Writes a .safetensors file with strings in its header; under its name only when it is complete."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with whole_file(Path(path)) as file:
+        file.write(save(tensors, metadata=metadata))
 
 
 def file_digest(path: str | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sami.methods.speed import measure_seconds
+from sami.clock import measure_seconds
 from sami.models.target_codec import STORAGES, TargetCodec
 from sami.ops.pca import fit_pca
 from sami.targets.encode import FAITHFUL, encode_and_measure

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sami.cli import print0
 from sami.data.cache_layout import CacheLayout, ShardPart
 from sami.data.cache_manifest import finish_cache, read_manifest, read_note
 from sami.data.cache_reader import describe_photos
@@ -22,7 +23,6 @@ from sami.data.images import normalize
 from sami.data.order import locate_in_file_order
 from sami.data.stream import ViewLoader
 from sami.data.views import Batch
-from sami.methods.progress import say
 from sami.models.target_codec import STORAGES
 from sami.models.teachers import Teacher
 from sami.ops.pca import fit_pca
@@ -197,7 +197,7 @@ class CacheTask:
         if self.channels == self.teacher.width:
             return None
         num_photos = max(PCA_PHOTOS, -(-PCA_TOKENS // (self.grid[0] * self.grid[1])))
-        say(f"measuring principal components on {num_photos} photos")
+        print0(f"measuring principal components on {num_photos} photos")
         tokens = []
         for batch in self.sample(num_photos):
             counted = self.views.counted_tokens(batch["head"], self.grid)  # [B, N]

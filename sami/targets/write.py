@@ -15,15 +15,15 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from sami.cli import print0
+from sami.clock import StageClock
 from sami.data.cache_layout import ShardPart
 from sami.data.cache_manifest import TOTALS, record_format, write_note
 from sami.data.cache_records import EXTENSION, MAX_NAME, RecordFormat
 from sami.data.cache_views import ShardSampler
 from sami.data.stream import ViewLoader
 from sami.data.write_shards import write_shard
-from sami.methods.preemption import Preempted
-from sami.methods.progress import say
-from sami.methods.throughput import StageClock
+from sami.preemption import Preempted
 from sami.targets.cached import build_codec
 from sami.targets.encode import arrive, encode_and_measure, to_host
 from sami.targets.task import CacheTask, RunningTeacher
@@ -73,7 +73,7 @@ def write_split(
     ):
         for number, batch in enumerate(loader):
             if stop.is_set():
-                say(f"asked to stop: {task.folder} keeps its finished shards; the same command continues")
+                print0(f"asked to stop: {task.folder} keeps its finished shards; the same command continues")
                 raise Preempted
             with clock("teacher"):
                 target = running(batch, whole=task.views.whole)  # [B, N, E]

@@ -9,12 +9,12 @@ from masked_photos import write_sa1b_folder
 from torch import Tensor
 
 from sami.data.whole_photos import WholePhotoData
-from sami.methods.distill_validation import SetScores, place_prompts, to_tokens
+from sami.evaluation.teacher_agreement import TeacherAgreement, place_prompts, to_tokens
 from sami.methods.distillation import Distillation
-from sami.methods.prompting import SamProtocol
+from sami.methods.prompt_protocols import SamProtocol
 from sami.methods.schedule import Schedule
-from sami.methods.standardize import ContentStatistics
 from sami.methods.students import start_students
+from sami.methods.target_statistics import ContentStatistics
 from sami.models.build import build_sam
 from sami.models.teachers import SegmenterTeacher, TimmTeacher
 
@@ -58,7 +58,7 @@ def batch_of(data: WholePhotoData, positions: list[int] = (0, 1, 2, 3)) -> dict[
 def build(teacher: SegmenterTeacher, *, names: list[str] = (SMALL,), **options: Any) -> Distillation:
     torch.manual_seed(0)
     start = partial(start_students, **{**START, "names": list(names)})
-    protocol = SamProtocol(num_clicks=0, num_repeats=0)
+    protocol = SamProtocol(num_clicks=0, num_refinements=0)
     method = Distillation(start, teacher, protocol, **{**OPTIONS, **options})
     method.watch = lambda losses, batch_idx: None
     return method
@@ -76,10 +76,10 @@ def test_a_student_that_is_the_teacher_has_no_loss_and_its_masks(teacher, data) 
     (student,) = method.students.values()
     student.image_encoder.load_state_dict(teacher.sam.image_encoder.state_dict())
     batch = data.on_after_batch_transfer(data.val_views("").__getitems__([0, 1, 2]), 0)
-    scores = SetScores(list(method.students), 256, torch.device("cpu"), with_teacher=True)
+    scores = TeacherAgreement(list(method.students), 256, torch.device("cpu"), with_teacher=True)
     with torch.no_grad():
-        lesson = method.lesson(batch)
-        scores.update(method.students, batch, lesson, judge=method.judge, loss=method.feature_loss)
+        output = method.teacher_output(batch)
+        scores.update(method.students, batch, output, teacher_decoder=method.teacher_decoder, loss=method.feature_loss)
     numbers = scores.compute()
     (own,) = (numbers[name] for name in method.students)
     assert own["loss"] < 1e-9 and own["cosine"] > 0.99999 and own["explained_variance"] > 0.99999
@@ -93,15 +93,17 @@ def test_padding_teaches_nothing(teacher, data) -> None:
     """Another answer of the teacher in the padding changes no gradient, one in the photo does."""
     method, batch = build(teacher), batch_of(data)
     expected = gradients(method, batch)
-    lesson = method.lesson(batch)
-    assert 0 < lesson.counted.float().mean() < 1
-    spoilt = lesson.target.masked_fill(~lesson.counted.unsqueeze(-1), torch.inf)
-    method.lesson = lambda batch: lesson._replace(target=spoilt)
+    output = method.teacher_output(batch)
+    assert 0 < output.token_valid.float().mean() < 1
+    spoilt = output.target.masked_fill(~output.token_valid.unsqueeze(-1), torch.inf)
+    method.teacher_output = lambda batch: output._replace(target=spoilt)
     torch.testing.assert_close(gradients(method, batch), expected)
-    method.lesson = lambda batch: lesson._replace(target=lesson.target + 1)
+    method.teacher_output = lambda batch: output._replace(target=output.target + 1)
     assert not torch.allclose(next(iter(gradients(method, batch).values())), next(iter(expected.values())))
     method.loss_tokens = "all"
-    method.lesson = lambda batch: lesson._replace(target=lesson.target.masked_fill(~lesson.counted.unsqueeze(-1), 9.0))
+    method.teacher_output = lambda batch: output._replace(
+        target=output.target.masked_fill(~output.token_valid.unsqueeze(-1), 9.0)
+    )
     assert not torch.allclose(next(iter(gradients(method, batch).values())), next(iter(expected.values())))
 
 
@@ -133,7 +135,7 @@ def test_students_share_the_lesson_and_nothing_else(teacher, data) -> None:
 def test_each_student_has_optimiser_groups_of_its_own(teacher, data) -> None:
     method = build(teacher, names=[SMALL, "timm/test_vit"])
     schedule = Schedule(epochs=1, warmup_epochs=0, base_lr=0.256, global_batch_size=2, batch_size=2)
-    method.plan = schedule.plan(num_photos=6, world_size=1)
+    method.configure(schedule.resolve(num_images=6, world_size=1))
     groups = method.configure_optimizers()["optimizer"].param_groups
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     for name, parameter in method.named_parameters():
@@ -146,9 +148,9 @@ def test_each_student_has_optimiser_groups_of_its_own(teacher, data) -> None:
 def test_mask_loss_through_a_decoder_that_is_frozen_or_learns(teacher, data, train_decoder: bool) -> None:
     method = build(teacher, feature_weight=0.0, mask_weight=1.0, train_decoder=train_decoder)
     batch = batch_of(data)
-    lesson = method.lesson(batch)
-    assert lesson.masks.shape == (4, 4, 16, 16) and lesson.masks.any()
-    assert not lesson.masks[:, :, 12:].any()  # photos of 48 x 64: nothing in the padding
+    output = method.teacher_output(batch)
+    assert output.masks.shape == (4, 4, 16, 16) and output.masks.any()
+    assert not output.masks[:, :, 12:].any()  # photos of 48 x 64: nothing in the padding
     found = gradients(method, batch)
     moved = {name.split(".")[2] for name, gradient in found.items() if gradient.any()}
     assert moved >= {"image_encoder"} and ("mask_decoder" in moved) == train_decoder
@@ -162,13 +164,12 @@ def test_standardised_loss_is_in_units_of_each_channels_spread(teacher, data) ->
     method = build(teacher, loss_distance="standardized_mse")
     assert isinstance(method.statistics, ContentStatistics)
     method.statistics.measure(data, teacher, device=torch.device("cpu"))
-    batches = [batch_of(data, list(range(6)))]
-    target = torch.cat([method.lesson(batch).target[method.lesson(batch).counted] for batch in batches])
+    output = method.teacher_output(batch_of(data, list(range(6))))
+    target = output.target[output.token_valid]
     torch.testing.assert_close(method.statistics.mean, target.mean(0), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(method.statistics.std, target.std(0, correction=0), rtol=1e-3, atol=1e-4)
-    lesson = method.lesson(batches[0])
-    constant = method.statistics.mean.expand_as(lesson.target)  # whoever says the mean is off by one spread
-    assert method.feature_loss(constant, lesson).item() == pytest.approx(1, rel=0.05)
+    constant = method.statistics.mean.expand_as(output.target)  # whoever says the mean is off by one spread
+    assert method.feature_loss(constant, output).item() == pytest.approx(1, rel=0.05)
 
 
 def test_a_student_learns(teacher, data) -> None:
@@ -183,17 +184,17 @@ def test_a_student_learns(teacher, data) -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     prediction = to_tokens(next(iter(method.students.values())).embed(batch["image"]))
-    assert prediction.shape == method.lesson(batch).target.shape
+    assert prediction.shape == method.teacher_output(batch).target.shape
 
 
 def test_what_students_can_be(teacher, tmp_path) -> None:
-    students, judge = start_students(teacher, **{**START, "names": ["tiny_vit_5m", "repvit_m1_1"]})
+    students, decoder = start_students(teacher, **{**START, "names": ["tiny_vit_5m", "repvit_m1_1"]})
     assert [student.name for student in students.values()] == ["mobile_sam", "repvit_sam_m1_1"]
     assert all((student.image_size, student.resize_mode) == (64, "pad") for student in students.values())
     other = build_sam("timm/test_resnet")
     torch.save(other.state_dict(), tmp_path / "sam.pth")
-    _, judge = start_students(teacher, **{**START, "names": [SMALL], "decoder_checkpoint": str(tmp_path / "sam.pth")})
-    torch.testing.assert_close(judge.mask_decoder.state_dict(), other.mask_decoder.state_dict())
+    _, decoder = start_students(teacher, **{**START, "names": [SMALL], "decoder_checkpoint": str(tmp_path / "sam.pth")})
+    torch.testing.assert_close(decoder.mask_decoder.state_dict(), other.mask_decoder.state_dict())
     mistakes = {
         "name each student once": {"names": []},
         "only those in init": {"names": [SMALL], "init": {"vit_s": "x"}},

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sami.ops.pca import fit_pca
+from sami.ops.pca import fit_pca, pca_colors, tokens_to_pixels
 
 
 def draw_tokens(spread: torch.Tensor, *, num_tokens: int = 200) -> torch.Tensor:
@@ -55,3 +55,33 @@ def test_the_sign_is_fixed() -> None:
 def test_there_are_as_many_components_as_channels(k: int) -> None:
     with pytest.raises(ValueError, match=rf"channels={k}: targets have 12, keep 1 to 12"):
         fit_pca(torch.randn(20, 12), k)
+
+
+def test_equal_features_have_equal_colours() -> None:
+    target = torch.randn(2, 16, 8) @ torch.randn(8, 8)
+    same, copy = pca_colors(target, target.clone())
+    assert same.shape == (2, 16, 3) and same.dtype == torch.uint8 and torch.equal(same, copy)
+
+
+def test_one_basis_for_both() -> None:
+    """A student that says the mean everywhere has one colour; with a basis of its own it would look as rich."""
+    target = torch.randn(2, 16, 8)
+    _, student = pca_colors(target, target.mean(dim=(0, 1)).expand_as(target))
+    assert (student == student[0, 0]).all()
+
+
+def test_first_component_is_red() -> None:
+    target = torch.zeros(1, 4, 5)
+    target[0, :, 3] = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    colours, _ = pca_colors(target, target)
+    red = colours[0, :, 0].int()
+    assert (red.diff() > 50).all()
+
+
+def test_tokens_become_blocks_of_pixels() -> None:
+    """Token 1 of a 2x2 grid is the upper right quarter."""
+    tokens = torch.zeros(1, 4, 3, dtype=torch.uint8)
+    tokens[0, 1] = 255
+    pixels = tokens_to_pixels(tokens, (2, 2), (8, 8))
+    assert pixels.shape == (1, 3, 8, 8)
+    assert (pixels[:, :, :4, 4:] == 255).all() and pixels.sum() == 255 * 3 * 16

@@ -16,9 +16,9 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import nn
 
 import sami
-from sami.models.checkpoints import load_strictly
 from sami.models.sam import Sam
-from sami.models.sam_checkpoints import to_ours
+from sami.models.weight_names import to_ours
+from sami.models.weights import load_strictly
 from sami.predict.transform import ResizePhoto
 
 SIDE = 256  # pixels of the model's square

@@ -1,0 +1,1 @@
+"""What happens beside a training step: files, numbers, pictures, guards."""
