@@ -6,18 +6,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sami"
-COMMANDS = 6
+COMMANDS = 7
 FLOORS = {
     **dict.fromkeys(["ops", "files", "clock", "preemption", "cli"], 0),
     **dict.fromkeys(["losses", "models", "metrics", "data"], 1),
     **dict.fromkeys(["predict", "cache"], 2),
     "evaluation": 3,
-    **dict.fromkeys(["methods", "callbacks", "exports"], 4),
-    "benchmark": 5,
+    **dict.fromkeys(["methods", "exports"], 4),
+    "callbacks": 5,
+    "benchmark": 6,
     **dict.fromkeys(["__init__", "__main__", "commands", "training"], COMMANDS),
     **dict.fromkeys(["pretrain", "finetune", "distill", "pack", "segment"], COMMANDS),
 }
-LOWEST = {"hydra": COMMANDS, "omegaconf": COMMANDS, "timm": 1, "torchmetrics": 1, "wandb": 4}
+LOWEST = {"hydra": COMMANDS, "omegaconf": COMMANDS, "timm": 1, "torchmetrics": 1, "wandb": 5}
 TRAINER_FREE = {"ops", "losses", "models", "metrics", "predict", "cache", "evaluation"}  # usable without Lightning
 MODULES = sorted(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in PACKAGE.rglob("*.py"))
 

@@ -32,10 +32,11 @@ class PhotoObjects:
         frame: where the photo lies in the model's square.
         counts: run lengths of each mask, of the whole photo.
         noise: [Q, NUM_NOISE] uniform in [0, 1), which decides the prompts.
+        upright: see `MaskedPhoto.raster`.
     """
 
-    def __init__(self, frame: Frame, counts: list[Tensor], noise: Tensor) -> None:
-        self.frame, self.noise = frame, noise.numpy()
+    def __init__(self, frame: Frame, counts: list[Tensor], noise: Tensor, *, upright: bool = True) -> None:
+        self.frame, self.noise, self.upright = frame, noise.numpy(), upright
         self.counts = [runs.numpy().astype(np.int32) for runs in counts]
 
     def __len__(self) -> int:
@@ -68,7 +69,7 @@ def draw_objects(photo: MaskedPhoto, frame: MaskFrame, rng: np.random.Generator,
     Raises:
         BrokenImage: the image or one of the masks that were drawn cannot be read, or no mask has a pixel.
     """
-    size, _ = photo.raster()
+    size, upright = photo.raster()
     counts: list[Tensor] = []
     for number in rng.permutation(len(photo.segmentations)):
         if len(counts) == num_masks:
@@ -78,7 +79,7 @@ def draw_objects(photo: MaskedPhoto, frame: MaskFrame, rng: np.random.Generator,
             counts.append(runs)
     if not counts:
         raise BrokenImage(f"none of its {len(photo.segmentations)} masks can be used: they are empty")
-    return PhotoObjects(frame.of(size), counts, draw_noise(rng, len(counts)))
+    return PhotoObjects(frame.of(size), counts, draw_noise(rng, len(counts)), upright=upright)
 
 
 class EvalMaskViews(Dataset):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sami.ops.frames import Frame, frame_of
-from sami.predict.photo import to_rgb
+from sami.predict.photo import rgb_pixels
 
 
 class ResizePhoto:
@@ -36,9 +36,9 @@ class ResizePhoto:
         """RGB uint8 [Ho, Wo, 3] -> [H, W, 3]: uint8, or float32 in 0 to 255 where it is stretched; see `Frame.resize`.
 
         Raises:
-            ValueError: see `to_rgb`.
+            ValueError: see `rgb_pixels`.
         """
-        pixels = torch.from_numpy(to_rgb(image)).permute(2, 0, 1).unsqueeze(0)
+        pixels = torch.from_numpy(rgb_pixels(image)).permute(2, 0, 1).unsqueeze(0)
         return self.apply_image_torch(pixels)[0].permute(1, 2, 0).contiguous().numpy()
 
     def apply_image_torch(self, image: Tensor) -> Tensor:
