@@ -49,7 +49,7 @@ def download_timm(name: str, *, option: str, **options: Any) -> nn.Module:
 
 def load_timm(name: str, weights: str, input_size: int | None) -> nn.Module:
     """timm's model without a classifier; arguments and errors as of `TimmTeacher`."""
-    options = {"num_classes": 0, **size_options(name, input_size)}
+    options: dict[str, Any] = {"num_classes": 0, **size_options(name, input_size)}
     if weights == "hub":
         return download_timm(name, option="weights", **options)
     network = build_random(lambda: timm.create_model(name, **options), announce=name if weights == "random" else None)
@@ -68,7 +68,7 @@ def build_timm_maps(name: str, *, image_size: int, drop_path: float = 0.0) -> nn
     Raises:
         ValueError: there is no timm model of this name, or it gives no maps.
     """
-    options = size_options(name, image_size) | ({"drop_path_rate": drop_path} if drop_path else {})
+    options: dict[str, Any] = size_options(name, image_size) | ({"drop_path_rate": drop_path} if drop_path else {})
     try:
         return timm.create_model(name, features_only=True, **options)
     except (RuntimeError, AttributeError, TypeError) as error:

@@ -4,6 +4,7 @@ B images   H W pixels   gh gw grid of 16-pixel patches
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import timm
 import torch
@@ -21,10 +22,13 @@ class StagedEncoder(ImageEncoder):
         drop_path: chance to leave out the last block in training; earlier ones less, in proportion to their depth.
     """
 
+    stages: Any  # nn.Sequential
+
     def __init__(self, name: str, stem: str, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.name, self.stem_name = name, stem
-        network = timm.create_model(name, num_classes=0, **({"drop_path_rate": drop_path} if drop_path else {}))
+        options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+        network: Any = timm.create_model(name, num_classes=0, **options)
         self.add_module(stem, getattr(network, stem))
         self.stages, self.neck = network.stages, build_neck(network.num_features)
         self.feature_info = [*network.feature_info[:-1], {**network.feature_info[-1], "reduction": 16}]

@@ -4,6 +4,7 @@ B images   H W pixels   gh gw grid of 16-pixel patches
 """
 
 from functools import partial
+from typing import Any
 
 import timm
 import torch
@@ -30,7 +31,7 @@ def build_sam_vit(name: str, *, drop_path: float = 0.0, pretrained: bool = False
         pretrained: with SAM's weights, which timm downloads.
     """
     # timm's LayerNorms have eps 1e-5, SAM's 1e-6: features differ by up to 7 % where tokens vary little
-    options = {"num_classes": 0, "global_pool": "", "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
+    options: dict[str, Any] = {"num_classes": 0, "global_pool": "", "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
     architecture = f"{SAM[name][0]}.sa1b" if pretrained else SAM[name][0]
     network = timm.create_model(architecture, pretrained=pretrained, drop_path_rate=drop_path, **options)
     for block in network.blocks:

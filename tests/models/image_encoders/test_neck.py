@@ -10,7 +10,7 @@ ENCODERS = {  # name of `build_sam`: channels and pixels per cell of the maps
     "efficient_sam_vitt": [(192, 16)] * 12,
     "mobile_sam": [(64, 4), (128, 8), (160, 16), (320, 16)],
     "repvit_sam_m1_1": [(64, 4), (128, 8), (256, 16), (512, 16)],
-    "timm/test_resnet": [(32, 2), (32, 4), (48, 8), (48, 16), (96, 32)],
+    "timm/test_resnet": [(32, 2), (32, 4), (48, 8), (192, 16), (96, 32)],
     "timm/test_vit": [(64, 16)] * 3,
     "sam_vit_b": [(768, 16)] * 12,  # timm's own methods
 }
