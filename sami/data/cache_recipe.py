@@ -93,9 +93,7 @@ def compare(before: dict, now: dict, *, without: set[str] = frozenset(), prefix:
         if isinstance(a, dict) and isinstance(b, dict):
             lines += compare(a, b, prefix=f"{prefix}{name}.")
         elif a != b:
-            why = (
-                " (sami makes other pixels of an image file since: write the cache again)" if name == "version" else ""
-            )
+            why = " (sami makes other pixels of an image since: write the cache again)" if name == "version" else ""
             lines.append(f"{prefix}{name}: {shorten(a)} in the cache, {shorten(b)} now{why}")
     return lines
 

@@ -24,9 +24,10 @@ from sami.data.images import (
 )
 from sami.data.mask_sources import MaskedPhoto
 from sami.data.mask_views import MaskFrame, make_view
-from sami.data.photo_objects import draw_objects
+from sami.data.photo_objects import EvalMaskViews, draw_objects
 from sami.data.reencode import reencode
 from sami.data.sources import FolderSource
+from sami.data.whole_views import EvalWholeViews
 from sami.predict.photo import read_photo, rgb_pixels
 
 H, W = 24, 40
@@ -257,3 +258,32 @@ def test_normalize_and_back() -> None:
     expected = (image[0, 1, 0, 0] / 255 - 0.456) / 0.224
     torch.testing.assert_close(normal[0, 1, 0, 0], expected)
     assert torch.equal(denormalize(normal), image)
+
+
+class OneTurned:
+    """A validation set of one photo, its mask drawn before EXIF turned it."""
+
+    counts = (1,)
+
+    def name(self, unit: int, row: int) -> str:
+        return "turned.png"
+
+    def read(self, unit: int, row: int) -> MaskedPhoto:
+        return MaskedPhoto(turned(6, pixels=SCENE), [STORED_OUTLINE], (W, H))
+
+
+class NoMaps:
+    def empty(self, size: int) -> dict:
+        return {}
+
+
+def test_validation_shows_a_photo_as_its_masks_were_drawn() -> None:
+    frame = MaskFrame(W, W, "pad", 1.0)
+    sets = [EvalMaskViews(OneTurned(), seed=0, frame=frame, num_masks=1)]
+    sets += [EvalWholeViews(OneTurned(), seed=0, frame=frame, num_masks=1, cache=None)]
+    for views in sets:
+        batch = views.__getitems__([0])
+        assert batch["input_size"].tolist() == [[W, H]] and not batch["broken"]
+        assert (batch["image"][0, 0, :, :H].numpy() == np.rot90(SCENE[..., 0])).all()
+    cached = EvalWholeViews(OneTurned(), seed=0, frame=frame, num_masks=1, cache=NoMaps())
+    assert "its map for the upright one" in cached.__getitems__([0])["broken"][0][1]
