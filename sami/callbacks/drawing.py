@@ -1,9 +1,10 @@
 """Images and masks of a validation on one sheet."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from sami.methods.base import Cell
 from sami.predict.picture import draw_masks
@@ -11,7 +12,7 @@ from sami.predict.picture import draw_masks
 TITLE_HEIGHT = 16  # pixels
 
 
-def draw_sheet(columns: dict[str, Sequence[Cell]]) -> Image.Image:
+def draw_sheet(columns: Mapping[str, Sequence[Cell] | Tensor]) -> Image.Image:
     """A column under each title, a row for each image, whose cells are of one size."""
     rows = [[draw_cell(cell) for cell in row] for row in zip(*columns.values(), strict=True)]
     width, heights = max(row[0].width for row in rows), [row[0].height for row in rows]

@@ -23,7 +23,7 @@ class Pictures(NamedTuple):
     """What to look at of a validation set: columns by title, a row for each image."""
 
     name: str  # of the set, "" where there is one
-    columns: dict[str, Sequence[Cell]]
+    columns: Mapping[str, Sequence[Cell] | Tensor]
 
 
 class Curve(NamedTuple):
@@ -102,7 +102,7 @@ class Method(pl.LightningModule):
     ) -> None:
         super().__init__()
         self._frozen: tuple[Any, ...] = frozen  # a tuple hides them from torch
-        self.weight_decay, self.betas, self.layer_decay = weight_decay, tuple(betas), layer_decay
+        self.weight_decay, self.betas, self.layer_decay = weight_decay, (betas[0], betas[1]), layer_decay
         self.statistics: nn.Module = nn.Identity()  # or `ChannelStatistics` of the teacher's targets
         self.clock = StageClock()
         self.recent: list[Tensor] = []
@@ -189,7 +189,7 @@ class Method(pl.LightningModule):
     def watch(self, values: Tensor, batch_idx: int) -> Tensor | None:
         """The mean of `values` since the last time, every `log_every_n_steps` steps, else None. Logs rate and epoch."""
         self.recent.append(values.detach())
-        if (batch_idx + 1) % (self.trainer.log_every_n_steps * self.trainer.accumulate_grad_batches):
+        if (batch_idx + 1) % (self.trainer.log_every_n_steps * self.trainer.accumulate_grad_batches):  # pyright: ignore
             return None
         mean = torch.stack(self.recent).mean(dim=0)
         self.recent.clear()

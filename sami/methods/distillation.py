@@ -183,6 +183,7 @@ class Distillation(Method):
         features = self.feature_loss(to_tokens(prediction), output)
         masks = torch.zeros_like(features)
         if self.mask_weight:
+            assert output.masks is not None and output.mask_valid is not None
             decode, truth = decode_with(student, student.prepare(prediction)), (output.masks, output.mask_valid)
             found = self.protocol.iterations(decode, output.masks, batch["noise"], image_size=student.image_size)
             losses = [mask_loss(*candidates, *truth, **self.mask_loss_weights).total for candidates in found]
@@ -247,7 +248,7 @@ class Distillation(Method):
             maps = {"teacher": (self.teacher_decoder, target)}
             for label, student in self.segmenters.items():
                 maps[label] = student, to_tokens(student.embed(batch["image"]).float())
-            columns: dict[str, Sequence] = {"image": image}
+            columns: dict[str, Sequence | Tensor] = {"image": image}
             for who, (model, tokens) in maps.items():
                 picture, masks = draw_map(model, tokens, target, batch)
                 columns |= {who: picture, f"{who}'s masks": list(zip(image, masks, strict=True))}

@@ -136,7 +136,7 @@ class SegmenterFinetuning(Method):
         """
         copy = embeddings.detach().requires_grad_(embeddings.requires_grad)
         decoder = (self.model.prompt_encoder, self.model.mask_decoder)
-        weights = [p for part in decoder for p in part.parameters() if p.requires_grad]
+        weights: list[Tensor] = [p for part in decoder for p in part.parameters() if p.requires_grad]
         leaves, sources = ([copy, *weights], [embeddings, *weights]) if copy.requires_grad else (weights, weights)
         return mean_by_iterations(self.losses(copy, batch), leaves, sources)
 
@@ -182,7 +182,7 @@ class SegmenterFinetuning(Method):
         for name in self.data.val_sources:
             batch = self.data.spread_val_batch(name, num_images)
             batch["image"] = batch["image"].to(self.device)
-            columns: dict[str, list] = {title: [] for title in ("image", "true masks", *PICTURES.values())}
+            columns: dict[str, list[Any]] = {title: [] for title in ("image", "true masks", *PICTURES.values())}
             for row, objects, decode in self.each_image(batch):
                 grid = objects.frame.shrunk(objects.frame.image_size)
                 masks, noise = (tensor.to(self.device) for tensor in objects.take(slice(num_masks), grid))

@@ -13,7 +13,8 @@ def test_curves_levels_and_limits() -> None:
     loss, miou = draw_panels(shown, numbers).axes
     assert loss.get_yscale() == "log" and list(loss.lines[0].get_ydata()) == [2.0, 1.0]
     assert [line.get_label() for line in miou.lines] == ["box", "filled"]
-    assert set(miou.lines[1].get_ydata()) == {0.4} and miou.get_ylim()[0] == 0
+    assert miou.lines[1].get_linestyle() == "--" and set(miou.lines[1].get_ydata()) == {0.4}
+    assert miou.get_ylim()[0] == 0
     draw_panels([Panel("nothing", [])], {})
 
 
