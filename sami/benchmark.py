@@ -20,7 +20,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from sami.data.images import normalize
+from sami.data.crops import normalize
 from sami.data.stream import ViewLoader
 from sami.data.views import PositionSampler
 from sami.entry import explain_errors, keep_freed_memory

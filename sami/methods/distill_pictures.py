@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sami.data.images import denormalize
+from sami.data.crops import denormalize
 from sami.methods.distill_validation import answers_to_all, shown_only, to_map
 from sami.methods.mask_pictures import ValidationPictures, draw_sheet, paint
 from sami.methods.pictures import enlarge, pca_colors

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from sami.data.images import denormalize
+from sami.data.crops import denormalize
 from sami.data.whole_file import whole_file
 from sami.methods.mask_validation import masks_from_prompts, point_at
 from sami.ops.frames import Frame

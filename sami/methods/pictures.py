@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from sami.data.images import denormalize
+from sami.data.crops import denormalize
 from sami.data.views import keep_valid
 from sami.data.whole_file import whole_file
 from sami.ops.masking import split_by_noise

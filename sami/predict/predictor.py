@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sami.data.images import normalize
+from sami.data.crops import normalize
 from sami.models.sam import Sam
 from sami.models.two_way_transformer import ImageSide
 from sami.ops.frames import Frame, longest_side_frame, squash_frame

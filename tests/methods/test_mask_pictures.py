@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from sami.data.images import normalize
+from sami.data.crops import normalize
 from sami.methods.mask_pictures import COLORS, TITLE_HEIGHT, draw_sheet, paint, photo_of
 from sami.ops.frames import longest_side_frame, squash_frame
 
