@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from sami.cli import choose_device, explain_errors
-from sami.data.images import normalize
+from sami.data.crops import normalize
 from sami.data.stream import ViewLoader
 from sami.data.views import PositionSampler
 from sami.methods.encoder_latency import print_encoders

@@ -1,4 +1,4 @@
-"""Crops of an image, and the whole of it in a square: drawn boxes, resizing, padding, mirroring.
+"""Crops of an image, and the whole of it in a square: boxes, resizing, padding, mirroring, normalising.
 
 S pixels per side of the view
 """
@@ -7,15 +7,18 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sami.data.images import decode_image, image_size, normalize
+from sami.data.images import decode_image, image_size
 from sami.ops.frames import longest_side_frame
 
+PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in [0, 1]; SAM's own are the same times 255
+PIXEL_STD = (0.229, 0.224, 0.225)
 TRANSFORM_VERSION = 2  # of the pixels of an image file's crops: kept targets belong to one. 2: upright, alpha on white
 
 
@@ -95,6 +98,25 @@ def resize_and_pad(data: bytes, side: int) -> Tensor:
     height, width = pixels.shape[2:]
     frame = longest_side_frame((height, width), side)
     return frame.pad(frame.resize(pixels))[0]
+
+
+@cache
+def pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [1, 3, 1, 1]; made once, since copying them to a GPU would wait for it each time."""
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    return mean, std
+
+
+def normalize(image: Tensor) -> Tensor:
+    """uint8 [B, 3, S, S] -> float32, zero mean and unit variance over ImageNet."""
+    mean, std = pixel_statistics(image.device)
+    return image.float().div_(255).sub_(mean).div_(std)
+
+
+def denormalize(image: Tensor) -> Tensor:
+    """The inverse of `normalize`, rounded to uint8."""
+    mean, std = pixel_statistics(image.device)
+    return (image * std + mean).mul(255).round().clamp(0, 255).byte()
 
 
 def normalize_padded(image: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:

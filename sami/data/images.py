@@ -9,6 +9,8 @@ What a file becomes, whoever reads it:
 - CMYK and YCCK become RGB as Pillow converts them, without the file's colour profile; so does every other colour space.
 - Of an animation the first frame counts.
 
+No torch in here: the processes of `sami.pack`, which import it, would wait for that.
+
 H W pixels of the upright image
 """
 
@@ -17,14 +19,11 @@ import math
 import os
 import re
 import struct
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
-import torch
 from PIL import Image
-from torch import Tensor
 
 FORMATS = {  # Pillow's name of the content: the extensions of such files, the usual one first
     **{"JPEG": ("jpg", "jpeg"), "PNG": ("png",), "WEBP": ("webp",), "BMP": ("bmp",), "PPM": ("ppm",)},
@@ -33,8 +32,6 @@ FORMATS = {  # Pillow's name of the content: the extensions of such files, the u
 IMAGE_EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
 JPEG_START = b"\xff\xd8"
 ORIENTATION = 0x0112  # the EXIF tag
-PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in [0, 1]; SAM's own are the same times 255
-PIXEL_STD = (0.229, 0.224, 0.225)
 
 
 class BrokenImage(ValueError):
@@ -134,6 +131,8 @@ def find_orientation(exif: bytes) -> int:
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """[h, w, 3] as stored -> [H, W, 3] upright, by the EXIF orientation (CIPA DC-008, 4.6.4)."""
+    if orientation == 1:
+        return pixels
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     rows, columns = (-1 if orientation in mirrored else 1 for mirrored in ((3, 4, 7, 8), (2, 3, 6, 7)))
@@ -179,22 +178,3 @@ def list_images(root: Path) -> list[str]:
                 elif entry.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
                     found.append(path)
     return found
-
-
-@cache
-def pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [1, 3, 1, 1]; made once, since copying them to a GPU would wait for it each time."""
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-    return mean, std
-
-
-def normalize(image: Tensor) -> Tensor:
-    """uint8 [B, 3, S, S] -> float32, zero mean and unit variance over ImageNet."""
-    mean, std = pixel_statistics(image.device)
-    return image.float().div_(255).sub_(mean).div_(std)
-
-
-def denormalize(image: Tensor) -> Tensor:
-    """The inverse of `normalize`, rounded to uint8."""
-    mean, std = pixel_statistics(image.device)
-    return (image * std + mean).mul(255).round().clamp(0, 255).byte()

@@ -8,8 +8,7 @@ import torch
 
 from sami.data.cache_reader import SAME_IN_SPLITS, CacheReader
 from sami.data.cache_views import describe_center, describe_crops
-from sami.data.crops import RandomCrops
-from sami.data.images import normalize
+from sami.data.crops import RandomCrops, normalize
 from sami.data.sample import write_sample
 from sami.data.sources import FolderSource, ShardSource, Source
 from sami.data.stream import StreamData, ViewLoader

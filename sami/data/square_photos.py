@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sami.data.images import normalize
+from sami.data.crops import normalize
 from sami.data.mask_sources import MaskSource
 from sami.data.mask_views import MaskFrame
 from sami.data.sample import write_sample

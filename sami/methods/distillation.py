@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sami.data.images import denormalize
+from sami.data.crops import denormalize
 from sami.data.whole_views import content_cells
 from sami.evaluation.teacher_agreement import (
     TeacherAgreement,

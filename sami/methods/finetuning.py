@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sami.data.images import denormalize
+from sami.data.crops import denormalize
 from sami.data.photo_objects import PhotoObjects
 from sami.evaluation.prompted import MaskScores, make_prompts, masks_from_prompts
 from sami.losses import mask_loss

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from sami.data.images import denormalize
+from sami.data.crops import denormalize
 from sami.data.views import keep_valid
 from sami.losses import feature_loss
 from sami.methods.base import Method, Panel, Pictures, WeightsFile, panels

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sami.data.images import normalize
+from sami.data.crops import normalize
 from sami.data.whole_views import content_cells
 
 if TYPE_CHECKING:

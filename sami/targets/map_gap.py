@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sami.data.cache_reader import CacheReader
-from sami.data.crops import crop_and_resize
-from sami.data.images import normalize
+from sami.data.crops import crop_and_resize, normalize
 from sami.data.photos import PhotoData
 from sami.data.views import fixed_view
 from sami.ops.resize import area_resize

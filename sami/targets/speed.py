@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sami.data.cache_reader import CacheReader
 from sami.data.cache_views import ViewsToCache
-from sami.data.images import normalize
+from sami.data.crops import normalize
 from sami.data.order import ShuffledOrder
 from sami.data.stream import ViewLoader
 from sami.data.views import PositionSampler, TrainViews

@@ -18,8 +18,7 @@ from sami.data.cache_manifest import finish_cache, read_manifest, read_note
 from sami.data.cache_reader import describe_photos
 from sami.data.cache_recipe import FORMAT_VERSION, Recipe, claim_cache, find_recipe
 from sami.data.cache_views import ViewsToCache
-from sami.data.crops import normalize_padded
-from sami.data.images import normalize
+from sami.data.crops import normalize, normalize_padded
 from sami.data.order import locate_in_file_order
 from sami.data.stream import ViewLoader
 from sami.data.views import Batch

@@ -6,8 +6,16 @@ import torch
 from conftest import draw_photo, encode
 from PIL import Image
 
-from sami.data.crops import RandomCrops, center_crop_box, crop_and_resize, normalize_padded, resize_and_pad
-from sami.data.images import BrokenImage, decode_image, image_size, normalize
+from sami.data.crops import (
+    RandomCrops,
+    center_crop_box,
+    crop_and_resize,
+    denormalize,
+    normalize,
+    normalize_padded,
+    resize_and_pad,
+)
+from sami.data.images import BrokenImage, decode_image, image_size
 from sami.ops.frames import longest_side_frame
 
 
@@ -77,6 +85,14 @@ def test_center_crop_box() -> None:
     assert center_crop_box((200, 400), 0.875) == (12, 112, 175, 175)
     top, left, side, _ = center_crop_box((256, 256), 0.875)
     assert (top, left, side) == (16, 16, 224)
+
+
+def test_normalize_and_back() -> None:
+    image = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    normal = normalize(image)
+    expected = (image[0, 1, 0, 0] / 255 - 0.456) / 0.224
+    torch.testing.assert_close(normal[0, 1, 0, 0], expected)
+    assert torch.equal(denormalize(normal), image)
 
 
 SIZES = [(48, 64), (333, 500), (500, 333), (20, 31), (64, 64), (200, 200), (1, 300), (33, 1)]

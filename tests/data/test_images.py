@@ -10,18 +10,7 @@ from masked_photos import rle
 from PIL import Image
 
 from sami.data.crops import crop_and_resize, resize_and_pad
-from sami.data.images import (
-    FORMATS,
-    IMAGE_EXTENSIONS,
-    BrokenImage,
-    decode_image,
-    denormalize,
-    image_size,
-    list_images,
-    normalize,
-    to_rgb,
-    turn,
-)
+from sami.data.images import FORMATS, IMAGE_EXTENSIONS, BrokenImage, decode_image, image_size, list_images, to_rgb, turn
 from sami.data.mask_sources import MaskedPhoto
 from sami.data.mask_views import MaskFrame, make_view
 from sami.data.photo_objects import EvalMaskViews, draw_objects
@@ -250,14 +239,6 @@ def test_masks_that_cannot_lie_on_their_objects_are_refused() -> None:
         MaskedPhoto(turned(6), [far], (W, H)).raster()
     with pytest.raises(BrokenImage, match="made smaller"):
         MaskedPhoto(turned(1), [far], (W, H)).raster()
-
-
-def test_normalize_and_back() -> None:
-    image = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    normal = normalize(image)
-    expected = (image[0, 1, 0, 0] / 255 - 0.456) / 0.224
-    torch.testing.assert_close(normal[0, 1, 0, 0], expected)
-    assert torch.equal(denormalize(normal), image)
 
 
 class OneTurned:

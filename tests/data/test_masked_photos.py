@@ -2,7 +2,7 @@ import pytest
 import torch
 from masked_photos import write_coco, write_sa1b_folder
 
-from sami.data.images import normalize
+from sami.data.crops import normalize
 from sami.data.masked_photos import MaskData
 from sami.data.square_photos import content_mask
 

@@ -160,6 +160,11 @@ def test_every_kind_of_image_becomes_an_rgb_jpeg(tmp_path, name, short_side):
     assert extension == "jpg" and abs(pixels - np.asarray(expected)).mean() < 10
 
 
+def test_a_packing_process_does_not_wait_for_torch():
+    code = "import sys, sami.data.reencode; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 def break_some(source):
     """Two broken files in the folder, of two kinds."""
     whole = save(source / "cat" / "whole.jpg").read_bytes()

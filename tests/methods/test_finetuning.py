@@ -9,7 +9,7 @@ import torch
 from masked_photos import write_sa1b_folder
 from torch import Tensor, nn
 
-from sami.data.images import normalize
+from sami.data.crops import normalize
 from sami.data.masked_photos import MaskData
 from sami.methods.finetuning import SegmenterFinetuning, cut_out
 from sami.methods.optimizer import layer_number, parameter_groups

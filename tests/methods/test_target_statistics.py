@@ -2,7 +2,7 @@ import torch
 from conftest import write_folder
 from torch import nn
 
-from sami.data.images import normalize
+from sami.data.crops import normalize
 from sami.data.photos import PhotoData
 from sami.methods.target_statistics import ChannelStatistics
 
