@@ -36,7 +36,7 @@ def pretrain(cfg: DictConfig) -> None:
     data, method = prepare(cfg)
     contract = flatten(cfg, without=FREE_HERE)
     contract |= {"photos": data.train_source.fingerprint, "teacher weights": method.teacher.fingerprint}
-    contract |= {"views per photo": data.views_per_photo}
+    contract |= {"views per photo": data.num_views}
     recipe = {name: str(contract[name]) for name in contract if name.startswith(("method.", "teacher.", "decoder."))}
     if isinstance(method.teacher, CachedTeacher):
         say(f"targets of {method.teacher.description}")

@@ -45,7 +45,7 @@ def train(
     """Trains to the end of the schedule, from the last checkpoint if there is one.
 
     Args:
-        data: with `num_photos`, `set_stream` and `validates`.
+        data: with `num_images`, `setup_stream` and `validates`.
         method: with `plan`, which is set here.
         contract: settings that a continued run must share, by dotted name.
         export: writes what the run is for, with every checkpoint.
@@ -69,11 +69,11 @@ def train(
         callbacks=[*instantiate(cfg.callbacks).values(), export, checkpoint],
         plugins=trainer_plugins(),
     )
-    plan: Plan = instantiate(cfg.schedule).plan(num_photos=data.num_photos, world_size=trainer.world_size)
+    plan: Plan = instantiate(cfg.schedule).plan(num_photos=data.num_images, world_size=trainer.world_size)
     plan.steer(trainer, data, validate_every_epochs=cfg.validate_every_epochs)
     method.plan = plan
     lock = hold_folder(last.parent) if trainer.is_global_zero else None
-    say(f"{data.num_photos} photos; {plan}")
+    say(f"{data.num_images} photos; {plan}")
     for logger in trainer.loggers:
         logger.log_hyperparams(contract)
 

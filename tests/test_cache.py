@@ -89,8 +89,8 @@ def test_epochs_take_turns_with_views(made: tuple[list[str], Path], num_views: i
     data = instantiate(
         compose_config([*TINY, *made[0], *cached(made[1]), f"data.num_views={num_views or 'null'}"]).data
     )
-    data.set_stream(batch_size=27, epoch_size=27, num_batches=3)
-    views = data.train_views()
+    data.setup_stream(batch_size=27, epoch_size=27, num_batches=3)
+    views = data.train_set()
     epochs = []
     for epoch in range(3):
         batch = views.__getitems__(list(range(27 * epoch, 27 * epoch + 27)))

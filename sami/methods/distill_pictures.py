@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sami.data.datasets import keep_valid
 from sami.data.transforms import denormalize
-from sami.methods.distill_validation import answers_to_all, shown_only, to_map
+from sami.methods.distill_validation import answers_to_all, to_map
 from sami.methods.mask_pictures import ValidationPictures, draw_sheet, paint
 from sami.methods.pictures import enlarge, pca_colors
 from sami.methods.prompting import decode_with
@@ -27,11 +28,11 @@ class DistillPictures(ValidationPictures):
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> Image.Image | None:
         """The picture of one validation set; None without a photo, or where the cache holds nothing of it."""
         batch = trainer.datamodule.spread_val_batch(name, self.num_images)
-        if not batch["shown"].any() or not trainer.datamodule.knows_teacher(name):
+        if not batch["image_valid"].any() or not trainer.datamodule.knows_teacher(name):
             return None
-        batch = {key: value for key, value in shown_only(batch).items() if isinstance(value, Tensor)}
+        batch = {key: value for key, value in keep_valid(batch).items() if isinstance(value, Tensor)}
         batch = {key: value.to(pl_module.device) for key, value in batch.items()}
-        batch |= {key: batch[key][:, : self.num_masks] for key in ("box", "valid", "place_noise")}
+        batch |= {key: batch[key][:, : self.num_masks] for key in ("box", "object_valid", "place_noise")}
         side, photo = pl_module.judge.image_size, denormalize(batch["image"]).cpu()
         with trainer.precision_plugin.val_step_context():
             target = pl_module.lesson(batch).target.float()  # [B, N, E]
@@ -46,7 +47,7 @@ class DistillPictures(ValidationPictures):
             columns[who] = enlarge(colors.cpu(), (gh, gw), (side, side)).permute(0, 3, 1, 2)
             masks = found[who]["teacher_point"]  # [B, Q, h, w]
             if "teacher_box" in found[who]:
-                masks = found[who]["teacher_box"] & batch["valid"][..., None, None]
+                masks = found[who]["teacher_box"] & batch["object_valid"][..., None, None]
             masks = mask_ops.enlarge(masks.float(), (side, side)) > 0.5
             masks = masks.cpu()
             columns[f"{who}'s masks"] = torch.stack([paint(*pair) for pair in zip(photo, masks, strict=True)])

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from sami.data.photo_objects import PhotoObjects
-from sami.data.whole_views import content_cells
+from sami.data.objects import ImageObjects
+from sami.data.square import content_cells
 from sami.methods.mask_validation import MaskScores
 from sami.methods.prompting import Decode, decode_with, most_confident
 from sami.metrics.agreement import FeatureAgreement
@@ -94,13 +94,13 @@ class SetScores:
 
         Args:
             students: segmenters by name.
-            batch: of `EvalWholeViews`, normalised, without rows that show nothing.
+            batch: of `ImageWithObjects`, normalised, without rows that show nothing.
             judge: the teacher's decoder.
             loss: of a student's map [B, N, E].
         """
         side = judge.image_size
         there = torch.ones_like(batch["place_noise"][..., 0], dtype=torch.bool)  # [B, Q]
-        valid = {"teacher_point": there, "teacher_box": batch["valid"]}
+        valid = {"teacher_point": there, "teacher_box": batch["object_valid"]}
         if lesson:
             gh = gw = math.isqrt(lesson.target.shape[1])
             seen = judge.prepare(to_map(lesson.target, (gh, gw)))
@@ -123,19 +123,12 @@ class SetScores:
         return numbers | ({"of_teacher": finite(self.teacher.compute())} if self.teacher else {})
 
 
-def shown_only(batch: dict[str, Any]) -> dict[str, Any]:
-    """Tensors and objects of the photos of a validation batch that show something."""
-    shown = batch["shown"]
-    tensors = {key: value[shown] for key, value in batch.items() if isinstance(value, Tensor)}
-    return tensors | {"objects": [own for own, there in zip(batch["objects"], shown.tolist(), strict=True) if there]}
-
-
 def finite(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without those that had nothing to be a mean of."""
     return {name: value for name, value in numbers.items() if torch.isfinite(value)}
 
 
-def ask_for_true_masks(scores: MaskScores, model: Sam, seen: ImageSide, objects: list[PhotoObjects | None]) -> None:
+def ask_for_true_masks(scores: MaskScores, model: Sam, seen: ImageSide, objects: list[ImageObjects | None]) -> None:
     """Adds the objects of a batch, photo by photo."""
     for row, own in enumerate(objects):
         if own is not None:
@@ -160,9 +153,9 @@ def answers_to_all(decode: Decode, batch: dict[str, Any], side: int) -> dict[str
     """Masks by kind of prompt, see `StudentScores`; boxes where there are masks to take them from."""
     input_size = batch["input_size"]
     found = {"teacher_point": answer(decode, place_prompts(batch["place_noise"], input_size), input_size, side)}
-    if batch["valid"].any():
-        corners = torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=batch["valid"].device)
-        labels = torch.where(batch["valid"].unsqueeze(-1), corners, PADDING)  # [B, Q, 2]
+    if batch["object_valid"].any():
+        corners = torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=batch["object_valid"].device)
+        labels = torch.where(batch["object_valid"].unsqueeze(-1), corners, PADDING)  # [B, Q, 2]
         found["teacher_box"] = answer(decode, (batch["box"], labels), input_size, side)
     return found
 

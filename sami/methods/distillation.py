@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from sami.data.whole_views import PLACE_NOISE, content_cells
+from sami.data.datasets import keep_valid
+from sami.data.distillation import PLACE_NOISE
+from sami.data.square import content_cells
 from sami.losses import counted_feature_loss, mask_loss
-from sami.methods.distill_validation import Lesson, SetScores, answer, place_prompts, shown_only, to_map
+from sami.methods.distill_validation import Lesson, SetScores, answer, place_prompts, to_map
 from sami.methods.parameter_groups import freeze_all_but, layer_groups
 from sami.methods.prompting import PromptProtocol, decode_with
 from sami.methods.schedule import Plan, lr_factor
@@ -135,10 +137,10 @@ class Distillation(pl.LightningModule):
         for part in self._frozen:
             part.to(device)
         self.clock.on_gpu = device.type == "cuda"
-        frame = self.trainer.datamodule.frame
-        if (frame.side, frame.preprocess) != (self.judge.image_size, self.judge.preprocess):
+        spec = self.trainer.datamodule.spec
+        if (spec.image_size, spec.preprocess) != (self.judge.image_size, self.judge.preprocess):
             raise ValueError(
-                f"the data has image_size={frame.side} and preprocess={frame.preprocess}, the students "
+                f"the data has image_size={spec.image_size} and preprocess={spec.preprocess}, the students "
                 f"{self.judge.image_size} and {self.judge.preprocess}: set both alike"
             )
 
@@ -230,7 +232,7 @@ class Distillation(pl.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds to the numbers of one validation set, see `SetScores`."""
         name = list(self.scores)[dataloader_idx]
-        batch = shown_only(batch)
+        batch = keep_valid(batch)
         if len(batch["image"]):
             lesson = self.lesson(batch) if self.trainer.datamodule.knows_teacher(name) else None
             self.scores[name].update(self.students, batch, lesson, judge=self.judge, loss=self.feature_loss)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from sami.data.photo_objects import PhotoObjects
+from sami.data.objects import ImageObjects
 from sami.losses import mask_loss
 from sami.methods.mask_validation import MaskScores
 from sami.methods.parameter_groups import freeze_all_but, layer_groups
@@ -87,10 +87,10 @@ class EfficientSAMFinetuning(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Raises ValueError where data and model disagree about what the model sees."""
         self.clock.on_gpu = self.trainer.strategy.root_device.type == "cuda"
-        frame = self.trainer.datamodule.frame
-        if (frame.side, frame.preprocess) != (self.model.image_size, self.model.preprocess):
+        spec = self.trainer.datamodule.spec
+        if (spec.image_size, spec.preprocess) != (self.model.image_size, self.model.preprocess):
             raise ValueError(
-                f"the data has image_size={frame.side} and preprocess={frame.preprocess}, the model "
+                f"the data has image_size={spec.image_size} and preprocess={spec.preprocess}, the model "
                 f"{self.model.image_size} and {self.model.preprocess}: set both alike"
             )
 
@@ -114,7 +114,7 @@ class EfficientSAMFinetuning(pl.LightningModule):
         rounds = self.protocol.rounds(decode, batch["masks"], batch["noise"], **asked)
         for low_res_masks, iou_predictions in rounds:
             yield torch.stack(
-                mask_loss(low_res_masks, iou_predictions, batch["masks"], batch["valid"], **self.loss_weights)
+                mask_loss(low_res_masks, iou_predictions, batch["masks"], batch["object_valid"], **self.loss_weights)
             )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -163,9 +163,9 @@ class EfficientSAMFinetuning(pl.LightningModule):
         for _, objects, decode in self.each_photo(batch):
             scores.add_photo(decode, objects, several_for=self.model.several_for)
 
-    def each_photo(self, batch: dict[str, Any]) -> Iterator[tuple[int, PhotoObjects, Decode]]:
+    def each_photo(self, batch: dict[str, Any]) -> Iterator[tuple[int, ImageObjects, Decode]]:
         """Row, objects and decoder of the photos in a validation batch, one by one: the encoder saw them together."""
-        rows = [row for row, objects in enumerate(batch["objects"]) if objects is not None]
+        rows = batch["image_valid"].nonzero()[:, 0].tolist()
         if rows:
             side = self.model.prepare(self.embed(batch["image"][rows]))
             for place, row in enumerate(rows):

@@ -3,7 +3,7 @@
 Everything is measured in the pixels of the photo, as papers report it, so that the numbers of models with another frame
 can be compared. Prompts and answers change frames as in `SamPredictor`.
 
-Q objects of one photo   H W pixels of a grid over the photo, see `PhotoObjects.take`
+Q objects of one photo   H W pixels of a grid over the photo, see `ImageObjects.take`
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from sami.data.photo_objects import LONGEST_SIDE, PhotoObjects
+from sami.data.objects import LONGEST_SIDE, ImageObjects
 from sami.methods.prompting import Decode, most_confident
 from sami.metrics.mask_iou import BestDiscIoU, PromptedIoU
 from sami.models.sam import Sam
@@ -114,7 +114,7 @@ class MaskScores:
         self.iou = PromptedIoU((*KINDS, ZOOMED) if zoom_with else KINDS).to(device)
         self.discs: dict[str, Metric] = {name: BestDiscIoU().to(device) for name in ("click_disc", "uniform_disc")}
 
-    def add_photo(self, decode: Decode, objects: PhotoObjects, *, several_for: str) -> None:
+    def add_photo(self, decode: Decode, objects: ImageObjects, *, several_for: str) -> None:
         """Asks for every object of a photo, as many at a time as `MASK_PIXELS` allows; see `masks_from_prompts`."""
         grid = objects.frame.shrunk(LONGEST_SIDE)
         size = grid.masks_at_once(MASK_PIXELS)
@@ -137,7 +137,7 @@ class MaskScores:
         return {**self.iou.compute(), **{name: disc.compute() for name, disc in self.discs.items()}}
 
 
-def zoomed_iou(model: Sam, objects: PhotoObjects, rows: range) -> Tensor:
+def zoomed_iou(model: Sam, objects: ImageObjects, rows: range) -> Tensor:
     """[Q] IoU of what `predict_zoomed` finds in the exact boxes of some objects of a photo, in the photo's pixels."""
     pixels, several = objects.pixels(), wants_several(model.several_for, num_clicks=0, has_box=True)
     ious = []

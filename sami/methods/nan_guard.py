@@ -76,7 +76,7 @@ class NonFiniteGuard(pl.Callback):
         step = int(self.bad_step)
         data, plan = trainer.datamodule, pl_module.plan
         positions = range(step * plan.global_batch_size, (step + 1) * plan.global_batch_size)
-        order = data.train_views().order
+        order = data.train_order()
         replay = {
             "step": step,
             "seed": data.seed,

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
+from sami.data.datasets import keep_valid
 from sami.data.transforms import denormalize
-from sami.data.views import keep_valid
 from sami.data.whole_file import whole_file
 from sami.ops.masking import split_by_noise
 from sami.ops.pca import fit_pca
@@ -40,7 +40,7 @@ class FeaturePictures(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        batch = keep_valid(trainer.datamodule.spread_val_batch(self.num_images))
+        batch = keep_valid(trainer.datamodule.spread_val_batch("", self.num_images))
         batch = {name: value.to(pl_module.device) for name, value in batch.items()}
         if len(batch["image"]) == 0:
             return

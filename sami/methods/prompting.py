@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sami.data.mask_views import NUM_NOISE
+from sami.data.sampling import NUM_NOISE
 from sami.models.sam import Sam
 from sami.models.two_way_transformer import ImageSide
 from sami.ops.masks import enlarge

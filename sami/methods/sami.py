@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from sami.data.views import keep_valid
+from sami.data.datasets import keep_valid
 from sami.losses import feature_loss
 from sami.methods.schedule import Plan, lr_factor
 from sami.methods.standardize import ChannelStatistics

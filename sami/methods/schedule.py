@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-    from sami.data.photos import PhotoData
+    from sami.data.loading import ImageData
 
 
 class Plan(NamedTuple):
@@ -31,14 +31,14 @@ class Plan(NamedTuple):
         """Batches of the whole run on one device."""
         return self.max_steps * self.accumulate
 
-    def steer(self, trainer: "pl.Trainer", data: "PhotoData", *, validate_every_epochs: float) -> None:
+    def steer(self, trainer: "pl.Trainer", data: "ImageData", *, validate_every_epochs: float) -> None:
         """Makes trainer and data follow the plan."""
         trainer.accumulate_grad_batches = self.accumulate
         trainer.fit_loop.epoch_loop.max_steps = self.max_steps
         number = max(1, round(self.max_steps / max(1, validate_every_epochs * self.steps_per_epoch)))
         every = max(1, self.max_steps // number)  # so that the last one sees the weights that the run ends with
         trainer.val_check_interval = every * self.accumulate
-        data.set_stream(batch_size=self.batch_size, epoch_size=self.epoch_size, num_batches=self.num_batches)
+        data.setup_stream(batch_size=self.batch_size, epoch_size=self.epoch_size, num_batches=self.num_batches)
 
     def __str__(self) -> str:
         return (

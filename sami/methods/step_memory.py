@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sami.data.mask_views import NUM_NOISE
+from sami.data.sampling import NUM_NOISE
 from sami.losses import mask_loss
 from sami.methods.prompting import PromptProtocol
 from sami.models.build import build_image_encoder, build_sam

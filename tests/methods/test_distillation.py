@@ -8,7 +8,7 @@ import torch
 from masked_photos import write_sa1b_folder
 from torch import Tensor
 
-from sami.data.whole_photos import WholePhotoData
+from sami.data.distillation import WholeImageData
 from sami.methods.distill_validation import SetScores, place_prompts, to_tokens
 from sami.methods.distillation import Distillation
 from sami.methods.prompting import SamProtocol
@@ -43,17 +43,17 @@ def teacher() -> SegmenterTeacher:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> WholePhotoData:
+def data(tmp_path_factory: pytest.TempPathFactory) -> WholeImageData:
     folder = str(write_sa1b_folder(tmp_path_factory.mktemp("photos"), 6))
     options = {"image_size": 64, "preprocess": "pad", "num_prompts": 4, "num_val_masks": 3, "seed": 0}
     options |= {"num_workers": 0, "shuffle_window": 1, "cache": None, "val_batch_size": 4}
-    data = WholePhotoData(folder, folder, **options)
-    data.set_stream(batch_size=2, epoch_size=6, num_batches=3)
+    data = WholeImageData(folder, folder, **options)
+    data.setup_stream(batch_size=2, epoch_size=6, num_batches=3)
     return data
 
 
-def batch_of(data: WholePhotoData, positions: list[int] = (0, 1, 2, 3)) -> dict[str, Tensor]:
-    return data.on_after_batch_transfer(data.train_views().__getitems__(list(positions)), 0)
+def batch_of(data: WholeImageData, positions: list[int] = (0, 1, 2, 3)) -> dict[str, Tensor]:
+    return data.on_after_batch_transfer(data.train_set().__getitems__(list(positions)), 0)
 
 
 def build(teacher: SegmenterTeacher, *, names: list[str] = (SMALL,), **options: Any) -> Distillation:
@@ -76,7 +76,7 @@ def test_a_student_that_is_the_teacher_has_no_loss_and_its_masks(teacher, data) 
     method = build(teacher, names=["timm/test_vit"]).eval()
     (student,) = method.students.values()
     student.image_encoder.load_state_dict(teacher.sam.image_encoder.state_dict())
-    batch = data.on_after_batch_transfer(data.val_views("").__getitems__([0, 1, 2]), 0)
+    batch = data.on_after_batch_transfer(data.val_set("").__getitems__([0, 1, 2]), 0)
     scores = SetScores(list(method.students), 256, torch.device("cpu"), with_teacher=True)
     with torch.no_grad():
         lesson = method.lesson(batch)

@@ -50,6 +50,6 @@ def test_the_last_validation_is_at_the_end(every: float, number: int) -> None:
     )
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(max_steps=None))
     trainer = SimpleNamespace(accumulate_grad_batches=None, fit_loop=loop, val_check_interval=None)
-    plan.steer(trainer, SimpleNamespace(set_stream=lambda **_: None), validate_every_epochs=every)
+    plan.steer(trainer, SimpleNamespace(setup_stream=lambda **_: None), validate_every_epochs=every)
     assert plan.max_steps // trainer.val_check_interval == number
     assert plan.max_steps % trainer.val_check_interval < number
