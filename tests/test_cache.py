@@ -209,7 +209,7 @@ MISFITS = [
     (["data.scale=[0.5,1]"], ["transform.scale: [0.2, 1.0] in the cache, [0.5, 1.0] now"]),
     (["data.train={tmp}/others/train-000.tar", "data.val=null"], ["photos.count: 27 in the cache, 20 now"]),
     (["teacher.name=sam_vit_h"], ["teacher.name=sam_vit_h, but the cache", "holds targets of test_vit"]),
-    (["data.num_views=3"], ["data.num_views=3, but the cache", "holds 2"]),
+    (["data.num_views=3"], ["num_views=3, but the cache", "holds 2"]),
     (["teacher.path={tmp}/nowhere"], ["{tmp}/nowhere/train holds no cache: make one with python -m sami.cache write"]),
 ]
 

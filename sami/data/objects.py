@@ -12,7 +12,7 @@ from sami.data.sampling import draw_noise
 from sami.data.segmentations import segmentation_counts
 from sami.data.square import FrameSpec
 from sami.data.transforms import BrokenImage, decode
-from sami.ops.frames import Frame
+from sami.ops.frames import ImageFrame
 from sami.ops.rle import decode_mask, mask_cells
 
 LONGEST_SIDE = 1024  # pixels; a larger image is compared on a raster of this size: one of SA-1B costs a fifth then
@@ -31,7 +31,7 @@ class ImageObjects:
         image: the image file's bytes.
     """
 
-    def __init__(self, frame: Frame, counts: list[Tensor], noise: Tensor, image: bytes) -> None:
+    def __init__(self, frame: ImageFrame, counts: list[Tensor], noise: Tensor, image: bytes) -> None:
         self.frame, self.noise, self.image = frame, noise.numpy(), image
         self.counts = [runs.numpy().astype(np.int32) for runs in counts]
 
@@ -42,7 +42,7 @@ class ImageObjects:
         """RGB uint8 [H, W, 3], all that the image has."""
         return decode(self.image)
 
-    def take(self, rows: slice, frame: Frame) -> tuple[Tensor, Tensor]:
+    def take(self, rows: slice, frame: ImageFrame) -> tuple[Tensor, Tensor]:
         """Some of the objects: masks [1, Q, H, W] bool and noise [1, Q, NUM_NOISE].
 
         Args:

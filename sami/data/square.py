@@ -20,7 +20,7 @@ from sami.data.mask_sources import MaskSource
 from sami.data.segmentations import segmentation_counts
 from sami.data.sources import Source
 from sami.data.transforms import decode, image_size
-from sami.ops.frames import Frame, longest_side_frame, squash_frame
+from sami.ops.frames import ImageFrame, longest_side_frame, squash_frame
 from sami.ops.rle import Window, counts_to_box, mask_cells
 
 
@@ -52,7 +52,7 @@ class FrameSpec:
         image = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
         return {"image": image, "input_size": torch.ones(2, dtype=torch.int64)}
 
-    def of(self, size: tuple[int, int]) -> Frame:
+    def of(self, size: tuple[int, int]) -> ImageFrame:
         """Where an image of this (H, W) lies in the square."""
         return (squash_frame if self.preprocess == "squash" else longest_side_frame)(size, self.image_size)
 

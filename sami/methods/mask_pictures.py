@@ -15,7 +15,7 @@ from torch import Tensor
 from sami.data.transforms import denormalize
 from sami.data.whole_file import whole_file
 from sami.methods.mask_validation import masks_from_prompts, point_at
-from sami.ops.frames import Frame
+from sami.ops.frames import ImageFrame
 
 COLUMNS = {"box": "from the box", "click_1": "from 1 click", "click_5": "from 5 clicks"}
 TITLE_HEIGHT = 16  # pixels
@@ -82,7 +82,7 @@ class MaskPictures(ValidationPictures):
         return draw_sheet(rows, ("photo", "true masks", *COLUMNS.values())) if rows else None
 
 
-def photo_of(image: Tensor, grid: Frame) -> Tensor:
+def photo_of(image: Tensor, grid: ImageFrame) -> Tensor:
     """The normalised square [1, 3, S, S] -> the photo in it on a grid, uint8 [3, H, W], on the CPU.
 
     Where it is, since no GPU resizes uint8 with antialiasing.

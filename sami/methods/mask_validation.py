@@ -18,7 +18,7 @@ from sami.methods.prompting import Decode, most_confident
 from sami.metrics.mask_iou import BestDiscIoU, PromptedIoU
 from sami.models.sam import Sam
 from sami.ops.boxes import mask_to_box
-from sami.ops.frames import Frame
+from sami.ops.frames import ImageFrame
 from sami.ops.masks import mask_iou
 from sami.ops.prompts import (
     Prompts,
@@ -61,7 +61,7 @@ def point_at(masks: Tensor, noise: Tensor) -> Pointers:
 
 
 def masks_from_prompts(
-    decode: Decode, masks: Tensor, pointers: Pointers, grid: Frame, *, several_for: str
+    decode: Decode, masks: Tensor, pointers: Pointers, grid: ImageFrame, *, several_for: str
 ) -> Iterator[tuple[str, Tensor]]:
     """(kind, mask of highest predicted IoU: [1, Q, H, W] bool), for the kinds of `KINDS` that need a model.
 

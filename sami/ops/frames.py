@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Frame:
+class ImageFrame:
     """Where a photo lies in the model's square: its top left corner in that of the square.
 
     Args:
@@ -59,7 +59,7 @@ class Frame:
             return F.interpolate(image.float(), self.input_size, mode="bilinear")
         return F.interpolate(image, self.input_size, mode="bilinear", antialias=True)
 
-    def shrunk(self, longest_side: int) -> "Frame":
+    def shrunk(self, longest_side: int) -> "ImageFrame":
         """The frame of the same photo with at most this many pixels on its longer side."""
         if max(self.original_size) <= longest_side:
             return self
@@ -87,13 +87,13 @@ class Frame:
         return max(num_pixels // max(math.prod(self.original_size), self.image_size**2), 1)
 
 
-def longest_side_frame(original_size: tuple[int, int], image_size: int) -> Frame:
+def longest_side_frame(original_size: tuple[int, int], image_size: int) -> ImageFrame:
     """The photo's longest side fills the square's; sides are rounded, and never to nothing."""
     scale = image_size / max(original_size)
     input_size = tuple(max(int(side * scale + 0.5), 1) for side in original_size)
-    return Frame(tuple(original_size), input_size, image_size, squash=False)
+    return ImageFrame(tuple(original_size), input_size, image_size, squash=False)
 
 
-def squash_frame(original_size: tuple[int, int], image_size: int) -> Frame:
+def squash_frame(original_size: tuple[int, int], image_size: int) -> ImageFrame:
     """Both sides of the photo fill the square's, each on its own."""
-    return Frame(tuple(original_size), (image_size, image_size), image_size, squash=True)
+    return ImageFrame(tuple(original_size), (image_size, image_size), image_size, squash=True)

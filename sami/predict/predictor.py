@@ -15,7 +15,7 @@ from torch import Tensor
 from sami.data.transforms import normalize
 from sami.models.sam import Sam
 from sami.models.two_way_transformer import ImageSide
-from sami.ops.frames import Frame, longest_side_frame, squash_frame
+from sami.ops.frames import ImageFrame, longest_side_frame, squash_frame
 from sami.ops.prompts import BOTTOM_RIGHT, TOP_LEFT
 from sami.predict.photo import to_rgb
 from sami.predict.prompts import Prompt, read_prompt, stack_prompts
@@ -45,7 +45,7 @@ class SamPredictor:
 
     def reset_image(self) -> None:
         """Forgets the images."""
-        self.frames: list[Frame] = []
+        self.frames: list[ImageFrame] = []
         self.features: Tensor | None = None  # [B, 256, gh, gw]
         self.side: ImageSide | None = None
 
@@ -253,7 +253,7 @@ class SamPredictor:
                 results[row] = tuple(part.cpu().numpy() for part in (masks, ious, low_res))
         return results
 
-    def to_original(self, low_res_masks: Tensor, frame: Frame, *, return_logits: bool) -> Tensor:
+    def to_original(self, low_res_masks: Tensor, frame: ImageFrame, *, return_logits: bool) -> Tensor:
         """[Q, K, h, w] logits -> [Q, K, Ho, Wo] bool or logits."""
         size = max(frame.masks_at_once(MASK_PIXELS) // low_res_masks.shape[1], 1)
         parts = (frame.masks_to_original(part) for part in low_res_masks.split(size))

@@ -168,9 +168,9 @@ def test_protocols_that_the_model_does_not_know() -> None:
 
 def test_data_of_another_frame_is_refused() -> None:
     method = build()
-    frame = SimpleNamespace(side=64, preprocess="squash")
+    spec = SimpleNamespace(image_size=64, preprocess="squash")
     device = SimpleNamespace(root_device=torch.device("cpu"))
-    trainer = SimpleNamespace(datamodule=SimpleNamespace(frame=frame), strategy=device)
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(spec=spec), strategy=device)
     own = SimpleNamespace(trainer=trainer, model=method.model, clock=method.clock)
     with pytest.raises(ValueError, match="image_size=64 and preprocess=squash, the model 32 and squash"):
         EfficientSAMFinetuning.setup(own, "fit")
