@@ -22,8 +22,8 @@ from omegaconf import DictConfig
 
 from sami.cli import choose_device, explain_errors
 from sami.data.crops import normalize
-from sami.data.stream import ViewLoader
-from sami.data.views import PositionSampler
+from sami.data.loading import BatchLoader
+from sami.data.sampling import PositionSampler
 from sami.methods.encoder_latency import print_encoders
 from sami.methods.loading_speed import DrawnPhotos, Loading, PillowLoading
 from sami.methods.segmenter_speed import print_speed
@@ -101,7 +101,7 @@ def benchmark(cfg: DictConfig, folder: Path) -> None:
     )
 
     endless = PositionSampler(batch_size=cfg.batch_size, rank=0, world_size=1, num_batches=10**9, first_batch=0)
-    stream = iter(ViewLoader(load.views, endless, num_workers=cfg.num_workers))
+    stream = iter(BatchLoader(load.dataset, endless, num_workers=cfg.num_workers))
 
     def whole_step() -> None:
         batch = {"image": normalize(next(stream)["image"].to(device))}

@@ -22,7 +22,7 @@ from sami.cli import explain_errors, quiet_lightning
 from sami.data.cache_layout import own_share
 from sami.data.cache_manifest import MANIFEST, read_manifest
 from sami.data.cache_views import ViewsToCache
-from sami.data.photos import PhotoData
+from sami.data.pretraining import PretrainingData
 from sami.models.pixel_targets import HogTeacher, PixelTeacher
 from sami.ops.cpu_kernels import keep_freed_memory
 from sami.preemption import on_signal
@@ -51,7 +51,7 @@ class Job:
         self.splits = ("train", "val") if cfg.data.get("val", True) else ("train",)  # the built-in photos have both
 
     @cached_property
-    def data(self) -> PhotoData:
+    def data(self) -> PretrainingData:
         """The photos."""
         return instantiate(self.cfg.data)
 
@@ -74,9 +74,10 @@ class Job:
         settings = OmegaConf.to_container(self.cfg.teacher, resolve=True)
         settings = {name: value for name, value in settings.items() if name not in ("weights", "max_batch")}
         data, whole = self.data, self.options.kind == "maps"
-        side = self.options.map_size if whole else data.view["side"]
+        side = self.options.map_size if whole else data.image_size
         train = ViewsToCache(data.train_source, side=side, crops=data.crops, seed=data.seed, whole=whole)
-        val = data.val_source and ViewsToCache(data.val_source, side=side, crops=None, seed=data.seed, whole=whole)
+        val_source = data.val_sources.get("")
+        val = val_source and ViewsToCache(val_source, side=side, crops=None, seed=data.seed, whole=whole)
         views = {"train": train, "val": val}
         return [CacheTask(split, self.options, views[split], self.running.network, settings) for split in self.splits]
 

@@ -13,7 +13,7 @@ from sami.callbacks.checkpoint import CONTRACT_FORMAT, RunCheckpoint, WholeFileI
 from sami.callbacks.metrics_table import TableLogger
 from sami.callbacks.weights_export import WeightsExport
 from sami.cli import flatten, print0, quiet_lightning
-from sami.data.stream import StreamData
+from sami.data.loading import ImageData
 from sami.methods.base import Method
 from sami.methods.schedule import RunLength
 from sami.ops.cpu_kernels import keep_freed_memory
@@ -21,7 +21,7 @@ from sami.ops.cpu_kernels import keep_freed_memory
 DESCRIBING = ("model.", "decoder.", "teacher", "method.")  # settings that headers of weights keep
 
 
-def prepare(cfg: DictConfig) -> tuple[StreamData, Method]:
+def prepare(cfg: DictConfig) -> tuple[ImageData, Method]:
     """The data and the method of a run, built after its seed is set."""
     quiet_lightning()
     keep_freed_memory()
@@ -31,7 +31,7 @@ def prepare(cfg: DictConfig) -> tuple[StreamData, Method]:
     return instantiate(cfg.data), instantiate(cfg.method)
 
 
-def train(cfg: DictConfig, data: StreamData, method: Method, *, results: str) -> None:
+def train(cfg: DictConfig, data: ImageData, method: Method, *, results: str) -> None:
     """Trains to the end of the schedule, from the last checkpoint if there is one.
 
     Args:
@@ -59,12 +59,12 @@ def train(cfg: DictConfig, data: StreamData, method: Method, *, results: str) ->
         callbacks=[*instantiate(cfg.callbacks).values(), export, checkpoint],
         plugins=trainer_plugins(),
     )
-    length: RunLength = instantiate(cfg.schedule).resolve(num_images=data.num_photos, world_size=trainer.world_size)
+    length: RunLength = instantiate(cfg.schedule).resolve(num_images=data.num_images, world_size=trainer.world_size)
     length.apply_to(trainer, validate_every_epochs=cfg.validate_every_epochs)
-    data.set_stream(batch_size=length.batch_size, epoch_size=length.epoch_size, num_batches=length.num_batches)
+    data.setup_stream(batch_size=length.batch_size, epoch_size=length.epoch_size, num_batches=length.num_batches)
     method.configure(length)
     lock = hold_folder(last.parent) if trainer.is_global_zero else None
-    print0(f"{data.num_photos} images; {length}")
+    print0(f"{data.num_images} images; {length}")
     for logger in trainer.loggers:
         logger.log_hyperparams(contract)
 

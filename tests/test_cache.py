@@ -89,8 +89,8 @@ def test_epochs_take_turns_with_views(made: tuple[list[str], Path], num_views: i
     data = instantiate(
         compose_config([*TINY, *made[0], *cached(made[1]), f"data.num_views={num_views or 'null'}"]).data
     )
-    data.set_stream(batch_size=27, epoch_size=27, num_batches=3)
-    views = data.train_views()
+    data.setup_stream(batch_size=27, epoch_size=27, num_batches=3)
+    views = data.train_set()
     epochs = []
     for epoch in range(3):
         batch = views.__getitems__(list(range(27 * epoch, 27 * epoch + 27)))
@@ -209,7 +209,7 @@ MISFITS = [
     (["data.scale=[0.5,1]"], ["transform.scale: [0.2, 1.0] in the cache, [0.5, 1.0] now"]),
     (["data.train={tmp}/others/train-000.tar", "data.val=null"], ["photos.count: 27 in the cache, 20 now"]),
     (["teacher.name=sam_vit_h"], ["teacher.name=sam_vit_h, but the cache", "holds targets of test_vit"]),
-    (["data.num_views=3"], ["data.num_views=3, but the cache", "holds 2"]),
+    (["data.num_views=3"], ["num_views=3, but the cache", "holds 2"]),
     (["teacher.path={tmp}/nowhere"], ["{tmp}/nowhere/train holds no cache: make one with python -m sami.cache write"]),
 ]
 

@@ -33,7 +33,7 @@ def explain(overrides: list[str], capsys: pytest.CaptureFixture) -> str:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data=image_folder", "data.root={tmp}/nowhere"], "data.root={tmp}/nowhere is not a folder"),
+        (["data=image_folder", "data.root={tmp}/nowhere"], "root={tmp}/nowhere is not a folder"),
         (["data=image_folder", "data.root={tmp}/empty"], "no image below {tmp}/empty"),
         (["data=shards", "data.train={tmp}/none.tar"], "1 of the 1 shards"),
         (["data=shards", "data.train={tmp}/cut.tar"], "{tmp}/cut.tar cannot be read"),

@@ -16,9 +16,11 @@ from torch import Tensor
 from sami.data.cache_layout import CacheLayout
 from sami.data.cache_manifest import open_manifest, record_format
 from sami.data.cache_recipe import compare
-from sami.data.crops import photo_checksum
+from sami.data.cache_views import describe_center, describe_crops
+from sami.data.crops import RandomCrops, photo_checksum
 from sami.data.images import BrokenImage
-from sami.data.sources import Photo, Source
+from sami.data.mask_sources import MaskSource
+from sami.data.sources import Source
 from sami.ops.frames import longest_side_frame
 
 TARGET = "target_"  # begins the names of a batch's entries that come from a cache
@@ -38,7 +40,7 @@ class CacheReader:
 
     max_open = 96  # several shuffle windows of shards
 
-    def __init__(self, folder: Path, source: Source) -> None:
+    def __init__(self, folder: Path, source: Source | MaskSource) -> None:
         self.folder = folder
         self.manifest = open_manifest(folder)
         self.check({"photos": describe_photos(source)})
@@ -103,44 +105,71 @@ class CacheReader:
             raise BrokenImage("it was broken when the cache was written")
         return record
 
-    def read_for(self, photo: Photo, unit: int, row: int, view: int) -> np.void:
-        """`read`, for the very bytes of this photo.
+    def read_for(self, image: bytes, unit: int, row: int, view: int) -> np.void:
+        """`read`, for the very bytes of this image file.
 
         Raises:
             BrokenImage: see `read`; or the photo has changed since.
         """
         record = self.read(unit, row, view)
-        if record["photo"] != photo_checksum(photo.image):
+        if record["photo"] != photo_checksum(image):
             raise BrokenImage("the image has changed since the cache was written: its targets are another picture's")
         return record
 
-    def empty(self, size: int) -> dict[str, Tensor]:
-        """Entries of a batch, to be filled."""
-        dtype = self.format.dtype
-        entries = {}
-        for name in self.format.stored:
-            kind, shape = dtype[name].subdtype
-            entries[name] = torch.from_numpy(np.zeros((size, *shape), dtype=kind))
-        if self.holds_maps:
-            entries |= {"region": torch.zeros(size, 4), "flip": torch.zeros(size, dtype=torch.bool)}
-        return {TARGET + name: entry for name, entry in entries.items()}
-
-    def fill(self, batch: dict[str, Any], index: int, record: np.void, box: Sequence[int], *, flip: bool) -> None:
-        """Puts a record into a row of the batch.
+    def entries(self, record: np.void, box: Sequence[int], *, flip: bool) -> dict[str, Tensor]:
+        """A record as entries of a batch's row.
 
         Args:
             box, flip: of the view that the student sees; only maps are cut to it.
         """
-        for name in self.format.stored:
-            batch[TARGET + name][index] = torch.from_numpy(record[name].copy())
+        entries = {name: torch.from_numpy(record[name].copy()) for name in self.format.stored}
         if self.holds_maps:
-            batch[TARGET + "region"][index] = torch.from_numpy(
-                map_region(record["size"], box, side=self.manifest["image_size"], grid=self.manifest["grid"])
-            )
-            batch[TARGET + "flip"][index] = flip
+            region = map_region(record["size"], box, side=self.manifest["image_size"], grid=self.manifest["grid"])
+            entries |= {"region": torch.from_numpy(region), "flip": torch.tensor(bool(flip))}
+        return {TARGET + name: entry for name, entry in entries.items()}
+
+    def blank(self) -> dict[str, Tensor]:
+        """`entries` of an image that is not there."""
+        record = np.zeros(1, dtype=self.format.dtype)
+        record["size"] = 1  # a map's frame divides by it
+        return self.entries(record[0], (0, 0, 0, 0), flip=False)
 
 
-def describe_photos(source: Source) -> dict[str, Any]:
+def open_caches(
+    folder: Path,
+    train_source: Source,
+    val_source: Source | None,
+    *,
+    crops: RandomCrops,
+    num_views: int | None,
+    image_size: int,
+    grid: list[int],
+) -> tuple[CacheReader, CacheReader | None]:
+    """The targets of training crops and of validation.
+
+    Args:
+        crops, image_size, grid: of the student's views; maps suit any.
+        num_views: fixed views of each image, None for all there are.
+
+    Raises:
+        ValueError: see `CacheReader`; the views of the cache are not those of this run, or it has none for validation,
+            or `num_views` asks for more than it holds.
+    """
+    train = CacheReader(folder / "train", train_source)
+    val = CacheReader(folder / "val", val_source) if val_source else None
+    if val:  # one codec decodes both
+        val.check({name: train.manifest[name] for name in SAME_IN_SPLITS})
+    if not train.holds_maps:
+        views = {"image_size": image_size, "grid": grid}
+        train.check({**views, "transform": describe_crops(crops, seed=train.manifest["transform"]["seed"])})
+        if val:
+            val.check({**views, "transform": describe_center()})
+        if (num_views or 1) > train.num_views:
+            raise ValueError(f"num_views={num_views}, but the cache {folder} holds {train.num_views}")
+    return train, val
+
+
+def describe_photos(source: Source | MaskSource) -> dict[str, Any]:
     """What a recipe says about its photos."""
     return {"fingerprint": source.fingerprint, "count": int(sum(source.counts))}
 
@@ -156,6 +185,6 @@ def map_region(size: Sequence[int], box: Sequence[int], *, side: int, grid: Sequ
     """
     top, left, height, width = box
     corners = np.array([[top, left], [top + height, left + width]], dtype=np.float64)
-    resized = np.array(longest_side_frame(size, side).input_size)
+    resized = np.array(longest_side_frame((int(size[0]), int(size[1])), side).input_size)
     cells = corners * (resized / np.asarray(size)) * (np.asarray(grid) / side)
     return cells.astype(np.float32).reshape(4)

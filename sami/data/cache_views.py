@@ -21,11 +21,13 @@ from sami.data.crops import (
     photo_checksum,
     resize_and_pad,
 )
+from sami.data.datasets import Batch
 from sami.data.images import BrokenImage, image_size
+from sami.data.sampling import fixed_view
 from sami.data.sources import Source
-from sami.data.views import Batch, EvalViews, fixed_view
 from sami.ops.frames import longest_side_frame
 
+CENTER = 0.875  # of the short side is what evaluation's crop keeps; 224/256 is the custom
 Place = tuple[int, int, int]  # unit, row, view
 
 
@@ -69,9 +71,9 @@ class ViewsToCache(Dataset):
                     box, flip = (0, 0, *size), False
                     image[index] = resize_and_pad(photo.image, self.side)
                 else:
-                    box, flip = center_crop_box(size, EvalViews.center), False
+                    box, flip = center_crop_box(size, CENTER), False
                     if self.crops is not None:
-                        box, flip = fixed_view(self.crops, self.seed, unit, row, view, photo)
+                        box, flip = fixed_view(self.crops, self.seed, unit, row, view, size)
                     image[index] = crop_and_resize(photo.image, box, self.side, flip=flip)
             except BrokenImage as error:
                 broken.append((self.source.name(unit, row), str(error)))
@@ -119,7 +121,7 @@ class ShardSampler(Sampler[list[Place]]):
 
 def describe_center() -> dict[str, Any]:
     """What the views of validation depend on."""
-    return {"version": TRANSFORM_VERSION, "center": EvalViews.center}
+    return {"version": TRANSFORM_VERSION, "center": CENTER}
 
 
 def describe_crops(crops: RandomCrops, *, seed: int) -> dict[str, Any]:

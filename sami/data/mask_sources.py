@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from sami.data.images import IMAGE_EXTENSIONS, BrokenImage, image_size, list_images
-from sami.data.order import locate_in_file_order
+from sami.data.sampling import locate_in_file_order
 from sami.data.segmentations import code_size, polygons_leave
 from sami.data.sources import ShardSource
 from sami.data.tar_index import TarIndex, load_index, unite_rows
@@ -46,16 +46,17 @@ class MaskedPhoto(NamedTuple):
 
 
 class MaskSource(Protocol):
-    """Photos in units, as `sami.data.sources.Source`."""
+    """Photos with masks in units, else as `sami.data.sources.Source`."""
 
-    counts: Sequence[int]  # photos in each unit
-    fingerprint: str  # changes when the photos are others
+    @property
+    def counts(self) -> Sequence[int]: ...
 
-    def name(self, unit: int, row: int) -> str:
-        """Where this photo lies, for messages."""
+    @property
+    def fingerprint(self) -> str: ...
 
-    def read(self, unit: int, row: int) -> MaskedPhoto:
-        """Its bytes and masks. Raises BrokenImage where this one photo is at fault."""
+    def name(self, unit: int, row: int) -> str: ...
+
+    def read(self, unit: int, row: int) -> MaskedPhoto: ...
 
 
 class Sa1bShards(ShardSource):

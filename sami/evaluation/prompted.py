@@ -3,7 +3,7 @@
 Measured on a grid over the image, at most `LONGEST_SIDE` pixels long, whatever the model's square is, so that the
 numbers of models with another one can be compared. Prompts and answers change frames as in `SamPredictor`.
 
-Q objects of one image   H W pixels of a grid over the image, see `PhotoObjects.take`
+Q objects of one image   H W pixels of a grid over the image, see `ImageObjects.take`
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from sami.data.photo_objects import LONGEST_SIDE, PhotoObjects
+from sami.data.objects import LONGEST_SIDE, ImageObjects
 from sami.metrics.mask_iou import BestDiscIoU, PromptedIoU
 from sami.models.sam import Decode, most_confident
-from sami.ops.frames import Frame
+from sami.ops.frames import ImageFrame
 from sami.ops.masks import mask_iou
 from sami.ops.prompts import (
     Prompts,
@@ -58,7 +58,7 @@ def make_prompts(masks: Tensor, noise: Tensor) -> EvalPrompts:
 
 
 def masks_from_prompts(
-    decode: Decode, masks: Tensor, eval_prompts: EvalPrompts, grid: Frame, *, decoder: str
+    decode: Decode, masks: Tensor, eval_prompts: EvalPrompts, grid: ImageFrame, *, decoder: str
 ) -> Iterator[tuple[str, Tensor]]:
     """(kind, mask of highest predicted IoU: [1, Q, H, W] bool), for the kinds of `KINDS` that need a model.
 
@@ -108,7 +108,7 @@ class MaskScores:
         self.device, self.iou = device, PromptedIoU(KINDS).to(device)
         self.discs: dict[str, Metric] = {name: BestDiscIoU().to(device) for name in ("click_disc", "uniform_disc")}
 
-    def update(self, decode: Decode, objects: PhotoObjects, *, decoder: str) -> None:
+    def update(self, decode: Decode, objects: ImageObjects, *, decoder: str) -> None:
         """Asks for every object of an image, as many at a time as `MASK_PIXELS` allows; see `masks_from_prompts`."""
         grid = objects.frame.shrunk(LONGEST_SIDE)
         size = grid.masks_at_once(MASK_PIXELS)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from sami.data.photo_objects import PhotoObjects
-from sami.data.whole_views import content_cells
+from sami.data.objects import ImageObjects
+from sami.data.square import content_cells
 from sami.evaluation.prompted import MaskScores
 from sami.metrics.agreement import FeatureAgreement
 from sami.metrics.mask_iou import PromptedIoU
@@ -106,7 +106,7 @@ class TeacherAgreement:
             if self.teacher:
                 compare_with_true_masks(self.teacher, teacher_decoder, seen, objects)
         every = torch.ones_like(batch["place_noise"][..., 0], dtype=torch.bool)  # [B, Q]
-        valid = {"teacher_point": every, "teacher_box": batch["valid"]}
+        valid = {"teacher_point": every, "teacher_box": batch["object_valid"]}
         for name, scores in self.students.items():
             image_embeddings = students[name].embed(batch["image"])
             seen = students[name].prepare(image_embeddings)
@@ -124,20 +124,13 @@ class TeacherAgreement:
         return numbers | ({"of_teacher": finite(self.teacher.compute())} if self.teacher else {})
 
 
-def shown_only(batch: dict[str, Any]) -> dict[str, Any]:
-    """Tensors and objects of the images of a validation batch that show something."""
-    shown = batch["shown"]
-    tensors = {key: value[shown] for key, value in batch.items() if isinstance(value, Tensor)}
-    return tensors | {"objects": [own for own, there in zip(batch["objects"], shown.tolist(), strict=True) if there]}
-
-
 def finite(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without those that had nothing to be a mean of."""
     return {name: value for name, value in numbers.items() if torch.isfinite(value)}
 
 
 def compare_with_true_masks(
-    scores: MaskScores, model: Sam, seen: PreparedImage, objects: list[PhotoObjects | None]
+    scores: MaskScores, model: Sam, seen: PreparedImage, objects: list[ImageObjects | None]
 ) -> None:
     """Adds the objects of a batch, image by image."""
     for row, own in enumerate(objects):
@@ -161,9 +154,9 @@ def predict_masks(decode: Decode, prompts: Prompts, input_size: Tensor, image_si
 def masks_by_prompt(decode: Decode, batch: dict[str, Any], image_size: int) -> dict[str, Tensor]:
     """Masks by kind of prompt, see `StudentScores`; boxes where there are masks to take them from."""
     prompts = {"teacher_point": place_prompts(batch["place_noise"], batch["input_size"])}
-    if batch["valid"].any():
-        corners = torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=batch["valid"].device)
-        labels = torch.where(batch["valid"].unsqueeze(-1), corners, PADDING)  # [B, Q, 2]
+    if batch["object_valid"].any():
+        corners = torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=batch["object_valid"].device)
+        labels = torch.where(batch["object_valid"].unsqueeze(-1), corners, PADDING)  # [B, Q, 2]
         prompts["teacher_box"] = batch["box"], labels
     return {kind: predict_masks(decode, asked, batch["input_size"], image_size) for kind, asked in prompts.items()}
 
@@ -190,6 +183,6 @@ def draw_map(model: Sam, tokens: Tensor, target: Tensor, batch: dict[str, Any]) 
     found = masks_by_prompt(decode_with(model, to_map(tokens, (gh, gw))), batch, model.image_size)
     masks = found["teacher_point"]  # [B, Q, h, w]
     if "teacher_box" in found:
-        masks = found["teacher_box"] & batch["valid"][..., None, None]
+        masks = found["teacher_box"] & batch["object_valid"][..., None, None]
     picture = tokens_to_pixels(pca_colors(target, tokens)[1], (gh, gw), size)
     return picture.cpu(), (enlarge(masks.float(), size) > 0.5).cpu()

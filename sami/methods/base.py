@@ -172,10 +172,10 @@ class Method(pl.LightningModule):
 
     def check_frame(self, model: Sam) -> None:
         """Raises ValueError where data and model disagree about what the model sees."""
-        frame = self.data.frame
-        if (frame.side, frame.resize_mode) != (model.image_size, model.resize_mode):
+        spec = self.data.spec
+        if (spec.image_size, spec.resize_mode) != (model.image_size, model.resize_mode):
             raise ValueError(
-                f"the data has image_size={frame.side} and resize_mode={frame.resize_mode}, the model "
+                f"the data has image_size={spec.image_size} and resize_mode={spec.resize_mode}, the model "
                 f"{model.image_size} and {model.resize_mode}: set both alike"
             )
 

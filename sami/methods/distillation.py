@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from sami.data.crops import denormalize
-from sami.data.whole_views import content_cells
+from sami.data.datasets import keep_valid
+from sami.data.square import content_cells
 from sami.evaluation.teacher_agreement import (
     TeacherAgreement,
     TeacherOutput,
     draw_map,
     place_prompts,
     predict_masks,
-    shown_only,
     to_map,
     to_tokens,
 )
@@ -210,7 +210,7 @@ class Distillation(Method):
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds to the numbers of one validation set, see `TeacherAgreement`."""
         name = list(self.scores)[dataloader_idx]
-        batch = shown_only(batch)
+        batch = keep_valid(batch)
         if len(batch["image"]):
             output = self.teacher_output(batch) if self.data.knows_teacher(name) else None
             decoder, loss = self.teacher_decoder, self.feature_loss
@@ -239,11 +239,11 @@ class Distillation(Method):
         """
         for name in self.data.val_sources:
             batch = self.data.spread_val_batch(name, num_images)
-            if not batch["shown"].any() or not self.data.knows_teacher(name):
+            if not batch["image_valid"].any() or not self.data.knows_teacher(name):
                 continue
-            batch = shown_only(batch)
+            batch = keep_valid(batch)
             batch = {key: batch[key].to(self.device) for key in batch if isinstance(batch[key], Tensor)}
-            batch |= {key: batch[key][:, :num_masks] for key in ("box", "valid", "place_noise")}
+            batch |= {key: batch[key][:, :num_masks] for key in ("box", "object_valid", "place_noise")}
             target, image = self.teacher_output(batch).target.float(), denormalize(batch["image"]).cpu()
             maps = {"teacher": (self.teacher_decoder, target)}
             for label, student in self.segmenters.items():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sami.data.crops import denormalize
-from sami.data.photo_objects import PhotoObjects
+from sami.data.objects import ImageObjects
 from sami.evaluation.prompted import MaskScores, make_prompts, masks_from_prompts
 from sami.losses import mask_loss
 from sami.methods.base import Curve, Method, Panel, Pictures, WeightsFile, segmenter_file
@@ -22,7 +22,7 @@ from sami.methods.round_gradients import mean_by_iterations
 from sami.models.sam import Decode, Sam, decode_with
 from sami.models.weights import file_digest
 from sami.ops.cpu_kernels import fastest_attention
-from sami.ops.frames import Frame
+from sami.ops.frames import ImageFrame
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 CURVES = ("box", "click_1", "click_3", "click_5", "uniform_1")
@@ -112,7 +112,7 @@ class SegmenterFinetuning(Method):
         asked = {"image_size": self.model.image_size, "boxes": batch["boxes"]}
         for low_res_masks, iou_predictions in self.protocol.iterations(decode, batch["masks"], batch["noise"], **asked):
             yield torch.stack(
-                mask_loss(low_res_masks, iou_predictions, batch["masks"], batch["valid"], **self.loss_weights)
+                mask_loss(low_res_masks, iou_predictions, batch["masks"], batch["object_valid"], **self.loss_weights)
             )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -149,9 +149,9 @@ class SegmenterFinetuning(Method):
         for _, objects, decode in self.each_image(batch):
             scores.update(decode, objects, decoder=self.model.decoder)
 
-    def each_image(self, batch: dict[str, Any]) -> Iterator[tuple[int, PhotoObjects, Decode]]:
+    def each_image(self, batch: dict[str, Any]) -> Iterator[tuple[int, ImageObjects, Decode]]:
         """Row, objects and decoder of the images in a validation batch, one by one: the encoder saw them together."""
-        rows = [row for row, objects in enumerate(batch["objects"]) if objects is not None]
+        rows = batch["image_valid"].nonzero()[:, 0].tolist()
         if rows:
             images = self.model.prepare(self.embed(batch["image"][rows]))
             for index, row in enumerate(rows):
@@ -197,7 +197,7 @@ class SegmenterFinetuning(Method):
                 yield Pictures(name, columns)
 
 
-def cut_out(square: Tensor, grid: Frame) -> Tensor:
+def cut_out(square: Tensor, grid: ImageFrame) -> Tensor:
     """The normalised square [1, 3, S, S] -> the image in it on a grid, uint8 [3, H, W], on the CPU.
 
     On the CPU, since no GPU resizes uint8 with antialiasing.

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from sami.data.crops import RandomCrops
-from sami.data.order import ShuffledOrder
+from sami.data.datasets import Batch, TrainSet
+from sami.data.pretraining import RandomCrop
 from sami.data.sample import draw_scene
+from sami.data.sampling import ShuffledOrder, Stream
 from sami.data.sources import NO_LABEL, Photo
-from sami.data.views import Batch, TrainViews
 
 CROPS = RandomCrops(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)
 
@@ -58,7 +59,9 @@ class Loading:
 
     def __init__(self, photos: DrawnPhotos, *, batch_size: int, side: int) -> None:
         order = ShuffledOrder(photos.counts, seed=0, window=1, epoch_size=sum(photos.counts))
-        self.views = TrainViews(photos, order, seed=0, side=side, num_tokens=(side // 16) ** 2, crops=CROPS)
+        crop = RandomCrop(side, (side // 16) ** 2, CROPS, seed=0)
+        self.dataset = TrainSet(photos, order, crop, seed=0, stream=Stream.PRETRAINING)
+        self.side = side
         self.batch_size, self.next = batch_size, 0
 
     def __call__(self) -> Batch:
@@ -67,8 +70,8 @@ class Loading:
         return self.load(range(self.next - self.batch_size, self.next))
 
     def load(self, positions: range) -> Batch:
-        """A batch of `TrainViews`."""
-        return self.views.__getitems__(list(positions))
+        """A batch of `RandomCrop`."""
+        return self.dataset.__getitems__(list(positions))
 
 
 class PillowLoading(Loading):
@@ -76,9 +79,9 @@ class PillowLoading(Loading):
 
     def load(self, positions: range) -> Batch:
         """`image` uint8 [B, 3, S, S]."""
-        crops, side = [], self.views.side
+        crops, side = [], self.side
         for position in positions:
-            photo = self.views.source.read(*self.views.order.locate(position))
+            photo = self.dataset.source.read(*self.dataset.order.locate(position))
             picture = Image.open(io.BytesIO(photo.image)).convert("RGB")
             rng = np.random.Generator(np.random.PCG64(position))
             top, left, height, width = CROPS.draw_box((picture.height, picture.width), rng)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from sami.data.crops import denormalize
-from sami.data.views import keep_valid
+from sami.data.datasets import keep_valid
 from sami.losses import feature_loss
 from sami.methods.base import Method, Panel, Pictures, WeightsFile, panels
 from sami.methods.target_statistics import ChannelStatistics
@@ -83,7 +83,7 @@ class SAMIPretraining(Method):
 
     def contract(self, settings: dict[str, Any], data: Any) -> dict[str, Any]:
         """See `Method`."""
-        own = {"teacher weights": self.teacher.fingerprint, "views per image": data.views_per_photo}
+        own = {"teacher weights": self.teacher.fingerprint, "views per image": data.num_views}
         return super().contract(settings, data) | own
 
     def on_validation_start(self) -> None:
@@ -176,7 +176,7 @@ class SAMIPretraining(Method):
 
         Where the loss is on masked tokens only, nothing trains what the student says of visible ones: they stay grey.
         """
-        batch = keep_valid(self.data.spread_val_batch(num_images))
+        batch = keep_valid(self.data.spread_val_batch("", num_images))
         batch = {name: value.to(self.device) for name, value in batch.items()}
         if len(batch["image"]) == 0:
             return

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sami.data.mask_views import NUM_NOISE
+from sami.data.sampling import NUM_NOISE
 from sami.models.sam import Candidates, Decode, most_confident
 from sami.ops.masks import enlarge
 from sami.ops.prompts import (

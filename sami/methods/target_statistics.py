@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sami.data.crops import normalize
-from sami.data.whole_views import content_cells
+from sami.data.square import content_cells
 
 if TYPE_CHECKING:
-    from sami.data.photos import PhotoData
-    from sami.data.whole_photos import WholePhotoData
+    from sami.data.distillation import WholeImageData
+    from sami.data.pretraining import PretrainingData
     from sami.models.teachers import Teacher
 
 
@@ -41,7 +41,7 @@ class ChannelStatistics(nn.Module):
         return (target.float() - self.mean) / self.std
 
     @torch.no_grad()
-    def measure(self, data: "PhotoData", teacher: "Teacher", *, device: torch.device) -> None:
+    def measure(self, data: "PretrainingData", teacher: "Teacher", *, device: torch.device) -> None:
         """Those the teacher knows, or those of the first training views, shared among the ranks. Once only."""
         if self.num_tokens > 0:
             return
@@ -49,11 +49,11 @@ class ChannelStatistics(nn.Module):
             self.set(*teacher.statistics)
             return
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        views = data.train_views()
+        images = data.train_set()
         sums = torch.zeros(2 * len(self.mean) + 1, dtype=torch.float64, device=device)  # sum, sum of squares, count
         positions = list(range(min(self.num_images, data.epoch_size)))[rank::world_size]
         for start in range(0, len(positions), data.batch_size):
-            batch = views.__getitems__(positions[start : start + data.batch_size])
+            batch = images.__getitems__(positions[start : start + data.batch_size])
             batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
             tokens = self.tokens(data, teacher, batch).double()  # [n, E]
             count = torch.tensor([len(tokens)], dtype=torch.float64, device=device)
@@ -64,7 +64,7 @@ class ChannelStatistics(nn.Module):
         count = sums[-1]
         self.set(total / count, squares / count - (total / count).square(), int(count))
 
-    def tokens(self, data: "PhotoData", teacher: "Teacher", batch: dict[str, Tensor]) -> Tensor:
+    def tokens(self, data: "PretrainingData", teacher: "Teacher", batch: dict[str, Tensor]) -> Tensor:
         """The teacher's tokens of a batch that count, [n, E]."""
         return teacher({**batch, "image": normalize(batch["image"])}).flatten(0, 1)
 
@@ -82,7 +82,7 @@ class ChannelStatistics(nn.Module):
 class ContentStatistics(ChannelStatistics):
     """Those of whole images in a square: tokens of padding do not count."""
 
-    def tokens(self, data: "WholePhotoData", teacher: "Teacher", batch: dict[str, Tensor]) -> Tensor:
+    def tokens(self, data: "WholeImageData", teacher: "Teacher", batch: dict[str, Tensor]) -> Tensor:
         target = teacher(data.on_after_batch_transfer(batch, 0))  # [B, N, E]
         side = batch["image"].shape[-1] // teacher.patch_size
         return target[content_cells(batch["input_size"], batch["image"].shape[-1], (side, side))]

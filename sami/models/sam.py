@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sami.models.mask_decoder import MaskDecoder
 from sami.models.prompt_encoder import PATCH_SIZE, PromptEncoder
 from sami.models.two_way_transformer import PreparedImage
-from sami.ops.frames import Frame
+from sami.ops.frames import ImageFrame
 from sami.ops.prompts import Prompts, join_box
 
 RESIZE_MODES = ("pad", "stretch")
@@ -117,7 +117,7 @@ class Sam(nn.Module):
             original_size: (Ho, Wo) of the photo.
         """
         (H, W), (Ho, Wo), stretch = input_size, original_size, self.resize_mode == "stretch"
-        return Frame((Ho, Wo), (H, W), self.image_size, stretch=stretch).masks_to_original(masks)
+        return ImageFrame((Ho, Wo), (H, W), self.image_size, stretch=stretch).masks_to_original(masks)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether training computes activations a second time in the backward pass instead of keeping them."""

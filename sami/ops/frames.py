@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Frame:
+class ImageFrame:
     """Where a photo lies in the model's square: its top left corner in that of the square.
 
     Args:
@@ -51,7 +51,7 @@ class Frame:
             return F.interpolate(image.float(), self.input_size, mode="bilinear")
         return F.interpolate(image, self.input_size, mode="bilinear", antialias=True)
 
-    def shrunk(self, longest_side: int) -> "Frame":
+    def shrunk(self, longest_side: int) -> "ImageFrame":
         """The frame of the same photo with at most this many pixels on its longer side."""
         if max(self.original_size) <= longest_side:
             return self
@@ -79,18 +79,18 @@ class Frame:
         return max(num_pixels // max(math.prod(self.original_size), self.image_size**2), 1)
 
 
-def frame_of(original_size: tuple[int, int], image_size: int, *, resize_mode: str) -> Frame:
+def frame_of(original_size: tuple[int, int], image_size: int, *, resize_mode: str) -> ImageFrame:
     """Where a photo lies in the square of a model with this `resize_mode`, "pad" or "stretch"."""
     return (stretch_frame if resize_mode == "stretch" else longest_side_frame)(original_size, image_size)
 
 
-def longest_side_frame(original_size: tuple[int, int], image_size: int) -> Frame:
+def longest_side_frame(original_size: tuple[int, int], image_size: int) -> ImageFrame:
     """The photo's longest side fills the square's; sides are rounded, and never to nothing."""
     scale = image_size / max(original_size)
     H, W = (max(int(side * scale + 0.5), 1) for side in original_size)
-    return Frame(tuple(original_size), (H, W), image_size, stretch=False)
+    return ImageFrame(tuple(original_size), (H, W), image_size, stretch=False)
 
 
-def stretch_frame(original_size: tuple[int, int], image_size: int) -> Frame:
+def stretch_frame(original_size: tuple[int, int], image_size: int) -> ImageFrame:
     """Stretch: both sides of the photo are resized on their own, so that they fill the square."""
-    return Frame(tuple(original_size), (image_size, image_size), image_size, stretch=True)
+    return ImageFrame(tuple(original_size), (image_size, image_size), image_size, stretch=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sami.models.sam import Sam
 from sami.models.two_way_transformer import PreparedImage
-from sami.ops.frames import Frame
+from sami.ops.frames import ImageFrame
 from sami.predict.photo import rgb_pixels
 from sami.predict.prompts import Prompt, each_object, read_prompt, stack_prompts
 from sami.predict.transform import ResizePhoto
@@ -43,7 +43,7 @@ class SamPredictor:
 
     def reset_image(self) -> None:
         """Forgets the images."""
-        self.frames: list[Frame] = []
+        self.frames: list[ImageFrame] = []
         self.features: Tensor | None = None  # [B, 256, gh, gw]
         self.prepared: PreparedImage | None = None
 
@@ -95,7 +95,7 @@ class SamPredictor:
             raise ValueError(f"transformed_image is {list(transformed_image.shape)}: {needed}")
         self.embed(self.model.preprocess(transformed_image), [frame] * len(transformed_image))
 
-    def embed(self, squares: Tensor, frames: list[Frame]) -> None:
+    def embed(self, squares: Tensor, frames: list[ImageFrame]) -> None:
         """[B, 3, S, S] normalised, and where the photos lie in them."""
         self.reset_image()
         self.features = torch.cat([self.model.embed(group) for group in squares.split(IMAGES_AT_ONCE)])
@@ -253,7 +253,7 @@ class SamPredictor:
                 results[row] = masks.cpu().numpy(), ious.cpu().numpy(), low_res.cpu().numpy()
         return [results[image] for image in range(len(prompts))]
 
-    def to_original(self, low_res_masks: Tensor, frame: Frame, *, return_logits: bool) -> Tensor:
+    def to_original(self, low_res_masks: Tensor, frame: ImageFrame, *, return_logits: bool) -> Tensor:
         """[Q, K, h, w] logits -> [Q, K, Ho, Wo] bool or logits."""
         size = max(frame.masks_at_once(MASK_PIXELS) // low_res_masks.shape[1], 1)
         parts = (frame.masks_to_original(part) for part in low_res_masks.split(size))

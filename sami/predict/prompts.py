@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sami.ops.frames import Frame
+from sami.ops.frames import ImageFrame
 from sami.ops.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, PADDING, TOP_LEFT
 
 
@@ -23,7 +23,7 @@ class Prompt(NamedTuple):
 
 
 def read_prompt(
-    frame: Frame,
+    frame: ImageFrame,
     point_coords: np.ndarray | None,
     point_labels: np.ndarray | None,
     box: np.ndarray | None,
@@ -87,7 +87,7 @@ def each_object(num_images: int, *batches: Sequence | None) -> list[list[list]]:
     return objects
 
 
-def check_points(point_coords: np.ndarray, frame: Frame) -> Tensor:
+def check_points(point_coords: np.ndarray, frame: ImageFrame) -> Tensor:
     """[P, 2] float; see `read_prompt`."""
     points = as_floats(point_coords, "point_coords")
     if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
@@ -112,7 +112,7 @@ def check_labels(point_labels: np.ndarray, num_points: int, *, takes_background:
     return labels.long()
 
 
-def check_box(box: np.ndarray, frame: Frame) -> Tensor:
+def check_box(box: np.ndarray, frame: ImageFrame) -> Tensor:
     """[4] float; see `read_prompt`."""
     corners = as_floats(box, "box")
     if corners.shape == (1, 4):

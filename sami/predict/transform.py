@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sami.ops.frames import Frame, frame_of
+from sami.ops.frames import ImageFrame, frame_of
 from sami.predict.photo import rgb_pixels
 
 
@@ -27,7 +27,7 @@ class ResizePhoto:
     def __init__(self, target_length: int, resize_mode: str = "pad") -> None:
         self.target_length, self.resize_mode = target_length, resize_mode
 
-    def frame(self, original_size: Sequence[int]) -> Frame:
+    def frame(self, original_size: Sequence[int]) -> ImageFrame:
         """Where a photo of (Ho, Wo) pixels lies in the model's square."""
         Ho, Wo = original_size
         return frame_of((Ho, Wo), self.target_length, resize_mode=self.resize_mode)

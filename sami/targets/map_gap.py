@@ -9,8 +9,10 @@ from torch import Tensor
 
 from sami.data.cache_reader import CacheReader
 from sami.data.crops import crop_and_resize, normalize
-from sami.data.photos import PhotoData
-from sami.data.views import fixed_view
+from sami.data.datasets import stack_rows
+from sami.data.images import image_size
+from sami.data.pretraining import PretrainingData
+from sami.data.sampling import fixed_view
 from sami.ops.resize import area_resize
 from sami.targets.cached import build_codec
 from sami.targets.task import CacheTask, RunningTeacher
@@ -19,7 +21,7 @@ from sami.targets.verify import agreement, stored_fields
 
 @torch.no_grad()
 def map_gap(
-    task: CacheTask, data: PhotoData, running: RunningTeacher, num_photos: int
+    task: CacheTask, data: PretrainingData, running: RunningTeacher, num_photos: int
 ) -> dict[str, tuple[float, float]]:
     """Cosine and explained variance of targets cut from maps, against what the teacher says of the very crops.
 
@@ -31,7 +33,7 @@ def map_gap(
     """
     reader = CacheReader(task.folder, task.source)
     codec = build_codec(reader.manifest).to(running.device)
-    side, enlarged = data.view["side"], task.views.side
+    side, enlarged = data.image_size, task.views.side
     wanted = (side // task.teacher.patch_size,) * 2
     cut: list[Tensor] = []
     exact: dict[int, list[Tensor]] = {side: [], enlarged: []}
@@ -39,13 +41,13 @@ def map_gap(
         places = [place for place, head in zip(batch["places"], batch["head"], strict=True) if head["valid"]]
         if not places:
             continue
-        entries, images = reader.empty(len(places)), []
-        for index, (unit, row, view) in enumerate(places):
+        entries, images = [], []
+        for unit, row, view in places:
             photo = task.source.read(unit, row)
-            box, flip = fixed_view(data.crops, data.seed, unit, row, view, photo)
-            reader.fill(entries, index, reader.read(unit, row, view), box, flip=flip)
+            box, flip = fixed_view(data.crops, data.seed, unit, row, view, image_size(photo.image))
+            entries.append(reader.entries(reader.read(unit, row, view), box, flip=flip))
             images.append(crop_and_resize(photo.image, box, side, flip=flip))
-        fields = stored_fields(entries, running.device)
+        fields = stored_fields(stack_rows(entries), running.device)
         regions, flips = fields["region"], fields["flip"]
         cut.append(codec.decode_crop(fields, regions, flips, given=task.grid, wanted=wanted).flatten(0, 1).cpu())
         image = normalize(torch.stack(images).to(running.device))  # [B, 3, side, side]

@@ -12,9 +12,10 @@ from torch import Tensor
 from sami.data.cache_reader import CacheReader
 from sami.data.cache_views import ViewsToCache
 from sami.data.crops import normalize
-from sami.data.order import ShuffledOrder
-from sami.data.stream import ViewLoader
-from sami.data.views import PositionSampler, TrainViews
+from sami.data.datasets import TrainSet
+from sami.data.loading import BatchLoader
+from sami.data.pretraining import RandomCrop
+from sami.data.sampling import PositionSampler, ShuffledOrder, Stream
 from sami.methods.loading_speed import CROPS, DrawnPhotos
 from sami.methods.speed import Setting
 from sami.models.teachers import Teacher
@@ -60,12 +61,10 @@ class CachedBatches:
         order = ShuffledOrder(photos.counts, seed=0, window=1, epoch_size=sum(photos.counts))
         num_tokens = (setting.image_size // 16) ** 2
         reader = CacheReader(folder / "train", photos)
-        views_of_cache = {"cache": reader, "num_views": reader.num_views}
-        views = TrainViews(
-            photos, order, seed=0, side=setting.image_size, num_tokens=num_tokens, crops=CROPS, **views_of_cache
-        )
+        crop = RandomCrop(setting.image_size, num_tokens, CROPS, seed=0, num_views=reader.num_views, cache=reader)
+        views = TrainSet(photos, order, crop, seed=0, stream=Stream.PRETRAINING)
         endless = PositionSampler(batch_size=setting.batch_size, rank=0, world_size=1, num_batches=10**9, first_batch=0)
-        self.stream = iter(ViewLoader(views, endless, num_workers=num_workers))
+        self.stream = iter(BatchLoader(views, endless, num_workers=num_workers))
         self.device = setting.device
         self.teacher = CachedTeacher(str(folder)).to(setting.device)
 

@@ -19,9 +19,9 @@ from sami.data.cache_reader import describe_photos
 from sami.data.cache_recipe import FORMAT_VERSION, Recipe, claim_cache, find_recipe
 from sami.data.cache_views import ViewsToCache
 from sami.data.crops import normalize, normalize_padded
-from sami.data.order import locate_in_file_order
-from sami.data.stream import ViewLoader
-from sami.data.views import Batch
+from sami.data.datasets import Batch
+from sami.data.loading import BatchLoader
+from sami.data.sampling import locate_in_file_order
 from sami.models.target_codec import STORAGES
 from sami.models.teachers import Teacher
 from sami.ops.pca import fit_pca
@@ -203,13 +203,13 @@ class CacheTask:
             tokens.append(running(batch, whole=self.views.whole).cpu()[counted])
         return [part.tolist() for part in fit_pca(torch.cat(tokens), self.channels)]
 
-    def sample(self, num_photos: int) -> ViewLoader:
+    def sample(self, num_photos: int) -> BatchLoader:
         """Batches of a view of some photos each, at equal distances in the whole split."""
         total = sum(self.source.counts)
         numbers = torch.linspace(0, total - 1, min(num_photos, total)).long().unique().tolist()
         places = [(*locate_in_file_order(self.source.counts, number), number % self.num_views) for number in numbers]
         batches = [places[i : i + self.options.batch_size] for i in range(0, len(places), self.options.batch_size)]
-        return ViewLoader(self.views, batches, num_workers=self.options.num_workers)
+        return BatchLoader(self.views, batches, num_workers=self.options.num_workers)
 
     def remaining(self, share: tuple[int, int]) -> list[ShardPart]:
         """The shards of this share (number, count) that are not written yet."""

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from sami.data.cache_manifest import read_manifest, record_format, size_problem
 from sami.data.cache_reader import TARGET, CacheReader
 from sami.data.cache_records import HEAD, TAR_BLOCK
+from sami.data.datasets import Batch, stack_rows
 from sami.data.images import BrokenImage
-from sami.data.views import Batch
 from sami.metrics.agreement import explained_variance
 from sami.targets.cached import build_codec
 from sami.targets.task import CacheTask, RunningTeacher
@@ -85,9 +85,7 @@ def recompute(task: CacheTask, running: RunningTeacher, num_photos: int) -> Agre
         found = {index: record for index, record in found.items() if record is not None}
         if not found:
             continue
-        entries = reader.empty(len(found))
-        for number, record in enumerate(found.values()):
-            reader.fill(entries, number, record, record["box"], flip=False)
+        entries = stack_rows([reader.entries(record, record["box"], flip=False) for record in found.values()])
         counted = task.views.counted_tokens(batch["head"], task.grid)[list(found)].to(running.device)  # [B, N]
         decoded = codec.decode(stored_fields(entries, running.device)) * counted.unsqueeze(2)  # [B, N, E]
         target = running(batch, whole=task.views.whole)[list(found)] * counted.unsqueeze(2)  # [B, N, E]

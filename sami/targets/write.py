@@ -21,7 +21,7 @@ from sami.data.cache_layout import ShardPart
 from sami.data.cache_manifest import TOTALS, record_format, write_note
 from sami.data.cache_records import EXTENSION, MAX_NAME, RecordFormat
 from sami.data.cache_views import ShardSampler
-from sami.data.stream import ViewLoader
+from sami.data.loading import BatchLoader
 from sami.data.write_shards import write_shard
 from sami.preemption import Preempted
 from sami.targets.cached import build_codec
@@ -63,7 +63,7 @@ def write_split(
     total = sum(part.num_photos for part in list(task.layout.shards(task.num_views))[share[0] :: share[1]])
     left = sum(part.num_photos for part in parts)
     sampler = ShardSampler(parts, batch_size=task.options.batch_size)
-    loader = ViewLoader(task.views, sampler, num_workers=task.options.num_workers)
+    loader = BatchLoader(task.views, sampler, num_workers=task.options.num_workers)
     clock = StageClock()
     clock.on_gpu = running.device.type == "cuda"
     begin = time.perf_counter()

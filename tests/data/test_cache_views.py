@@ -8,9 +8,10 @@ from sami.data.cache_layout import CacheLayout
 from sami.data.cache_recipe import compare
 from sami.data.cache_views import ShardSampler, ViewsToCache
 from sami.data.crops import RandomCrops, crop_and_resize, photo_checksum
-from sami.data.order import ShuffledOrder
+from sami.data.datasets import EvalSet, TrainSet
+from sami.data.pretraining import CenterCrop, RandomCrop
+from sami.data.sampling import ShuffledOrder, Stream
 from sami.data.sources import FolderSource
-from sami.data.views import EvalViews, TrainViews
 
 CROPS = RandomCrops((0.2, 1.0), (0.75, 1.33), 0.5)
 
@@ -19,7 +20,8 @@ def test_fixed_views_are_those_that_training_draws(tmp_path: Path) -> None:
     source = FolderSource(str(write_folder(tmp_path, 8)))
     written = ViewsToCache(source, side=32, crops=CROPS, seed=3)
     order = ShuffledOrder(source.counts, seed=9, window=1, epoch_size=8)
-    trained = TrainViews(source, order, seed=3, side=32, num_tokens=4, crops=CROPS, num_views=2)
+    crop = RandomCrop(32, 4, CROPS, seed=3, num_views=2)
+    trained = TrainSet(source, order, crop, seed=3, stream=Stream.PRETRAINING)
     for epoch in range(3):
         batch = trained.__getitems__(list(range(8 * epoch, 8 * epoch + 8)))
         places = [(*order.locate(position), epoch % 2) for position in batch["position"].tolist()]
@@ -29,7 +31,8 @@ def test_fixed_views_are_those_that_training_draws(tmp_path: Path) -> None:
 def test_centres_are_those_that_validation_sees(tmp_path: Path) -> None:
     source = FolderSource(str(write_folder(tmp_path, 5)))
     written = ViewsToCache(source, side=32, crops=None, seed=0).__getitems__([(0, row, 0) for row in range(5)])
-    seen = EvalViews(source, seed=0, side=32, num_tokens=4).__getitems__(list(range(5)))
+    crop = CenterCrop(32, 4)
+    seen = EvalSet(source, crop, crop.blank(), seed=0, stream=Stream.PRETRAINING_VAL).__getitems__(list(range(5)))
     assert torch.equal(written["image"], seen["image"])
 
 

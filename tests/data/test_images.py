@@ -10,13 +10,15 @@ from masked_photos import rle
 from PIL import Image
 
 from sami.data.crops import crop_and_resize, resize_and_pad
+from sami.data.datasets import Index
+from sami.data.distillation import ImageWithObjects
+from sami.data.finetuning import ExactObjects, SomeMasks
 from sami.data.images import FORMATS, IMAGE_EXTENSIONS, BrokenImage, decode_image, image_size, list_images, to_rgb, turn
 from sami.data.mask_sources import MaskedPhoto
-from sami.data.mask_views import MaskFrame, make_view
-from sami.data.photo_objects import EvalMaskViews, draw_objects
+from sami.data.objects import draw_objects
 from sami.data.reencode import reencode
 from sami.data.sources import FolderSource
-from sami.data.whole_views import EvalWholeViews
+from sami.data.square import FrameSpec
 from sami.predict.photo import read_photo, rgb_pixels
 
 H, W = 24, 40
@@ -226,10 +228,12 @@ STORED_OUTLINE = [[4, W - 16, 12, W - 16, 12, W - 6, 4, W - 6]]  # the same befo
 def test_masks_lie_on_their_objects_before_and_after_a_turn(segmentation, stated, upright) -> None:
     photo = MaskedPhoto(turned(6, pixels=SCENE), [segmentation], stated)
     assert photo.raster() == ((H, W) if upright else (W, H), upright)
-    view = make_view(photo, MaskFrame(W, W, "pad", 0.9), np.random.default_rng(0), num_masks=1, flip=0.0)
-    assert torch.equal(view.masks[0], view.image[0] > 128) and view.masks[0].sum() == BRIGHT.sum()
-    objects = draw_objects(photo, MaskFrame(W, W, "pad", 0.9), np.random.default_rng(0), num_masks=1)
-    assert (objects.take(slice(0, 1), objects.frame)[0][0, 0].numpy() == (objects.pixels()[..., 0] > 128)).all()
+    view = SomeMasks(FrameSpec(W, W, "pad", 0.9), 1, flip=0.0)(photo, np.random.default_rng(0), Index(0, 0, 0))
+    (mask,) = view["masks"]
+    assert torch.equal(mask, view["image"][0] > 128) and mask.sum() == BRIGHT.sum()
+    objects = draw_objects(photo, FrameSpec(W, W, "pad", 0.9), np.random.default_rng(0), num_masks=1)
+    pixels = decode_image(photo.image, upright=objects.upright)
+    assert (objects.take(slice(0, 1), objects.frame)[0][0, 0].numpy() == (pixels[..., 0] > 128)).all()
 
 
 def test_masks_that_cannot_lie_on_their_objects_are_refused() -> None:
@@ -241,30 +245,12 @@ def test_masks_that_cannot_lie_on_their_objects_are_refused() -> None:
         MaskedPhoto(turned(1), [far], (W, H)).raster()
 
 
-class OneTurned:
-    """A validation set of one photo, its mask drawn before EXIF turned it."""
-
-    counts = (1,)
-
-    def name(self, unit: int, row: int) -> str:
-        return "turned.png"
-
-    def read(self, unit: int, row: int) -> MaskedPhoto:
-        return MaskedPhoto(turned(6, pixels=SCENE), [STORED_OUTLINE], (W, H))
-
-
-class NoMaps:
-    def empty(self, size: int) -> dict:
-        return {}
-
-
-def test_validation_shows_a_photo_as_its_masks_were_drawn() -> None:
-    frame = MaskFrame(W, W, "pad", 1.0)
-    sets = [EvalMaskViews(OneTurned(), seed=0, frame=frame, num_masks=1)]
-    sets += [EvalWholeViews(OneTurned(), seed=0, frame=frame, num_masks=1, cache=None)]
-    for views in sets:
-        batch = views.__getitems__([0])
-        assert batch["input_size"].tolist() == [[W, H]] and not batch["broken"]
-        assert (batch["image"][0, 0, :, :H].numpy() == np.rot90(SCENE[..., 0])).all()
-    cached = EvalWholeViews(OneTurned(), seed=0, frame=frame, num_masks=1, cache=NoMaps())
-    assert "its map for the upright one" in cached.__getitems__([0])["broken"][0][1]
+def test_validation_shows_an_image_as_its_masks_were_drawn() -> None:
+    spec, rng = FrameSpec(W, W, "pad", 1.0), np.random.default_rng(0)
+    image = MaskedPhoto(turned(6, pixels=SCENE), [STORED_OUTLINE], (W, H))  # drawn before EXIF turned it
+    for make in (ExactObjects(spec, 1), ImageWithObjects(spec, None, 1)):
+        row = make(image, rng, Index(0, 0, 0))
+        assert row["input_size"].tolist() == [W, H]
+        assert (row["image"][0, :, :H].numpy() == np.rot90(SCENE[..., 0])).all()
+    with pytest.raises(BrokenImage, match="its map for the upright one"):
+        ImageWithObjects(spec, object(), 1)(image, rng, Index(0, 0, 0))

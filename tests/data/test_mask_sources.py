@@ -1,6 +1,5 @@
 import json
 import pickle
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,12 @@ from masked_photos import (
     write_sa1b_tars,
 )
 
+from sami.data.datasets import Index
+from sami.data.finetuning import ExactObjects, SomeMasks
 from sami.data.images import BrokenImage
 from sami.data.mask_sources import CocoSource, JoinedSources, Sa1bFolder, Sa1bShards, open_mask_source
-from sami.data.mask_views import MaskFrame, make_view
-from sami.data.order import locate_in_file_order
-from sami.data.photo_objects import draw_objects
+from sami.data.sampling import locate_in_file_order
+from sami.data.square import FrameSpec
 
 
 def read_all(source) -> dict[str, tuple[bytes, list]]:
@@ -120,10 +120,11 @@ def test_polygons_for_an_image_of_another_size_are_a_broken_image(tmp_path, stat
     file.write_text(json.dumps(content))
     photo = open_mask_source(str(file)).read(0, 0)
     with pytest.raises(BrokenImage, match=f"masks are for {stated[0]}x{stated[1]} pixels, and it has 48x64"):
-        photo.raster()
-    for draw in (draw_objects, partial(make_view, flip=0)):
+        photo.size()
+    rng, spec = np.random.default_rng(0), FrameSpec(64, 16, "stretch", 0.9)
+    for make in (SomeMasks(spec, 3, 0.0), ExactObjects(spec, 3)):
         with pytest.raises(BrokenImage, match="masks are for"):
-            draw(photo, MaskFrame(64, 16, "stretch", 0.9), np.random.default_rng(0), num_masks=3)
+            make(photo, rng, Index(0, 0, 0))
     for side in ("height", "width"):
         del content["images"][0][side]
     file.write_text(json.dumps(content))

@@ -7,8 +7,8 @@ from conftest import encode
 from masked_photos import draw_masks, draw_scene, rle
 
 from sami.data.mask_sources import MaskedPhoto
-from sami.data.mask_views import MaskFrame
-from sami.data.photo_objects import PhotoObjects, draw_objects
+from sami.data.objects import ImageObjects, draw_objects
+from sami.data.square import FrameSpec
 from sami.evaluation import prompted
 from sami.evaluation.prompted import KINDS, MaskScores, make_prompts, masks_from_prompts
 from sami.models.build import build_sam
@@ -99,15 +99,15 @@ def test_a_model_without_background_clicks_gets_none() -> None:
     assert not any((question[0] == BACKGROUND).any() for question in decode.questions)
 
 
-def some_objects(size: tuple[int, int] = (H, W), fit=longest_side_frame) -> PhotoObjects:
+def some_objects(size: tuple[int, int] = (H, W), fit=longest_side_frame) -> ImageObjects:
     masks = draw_masks(0, 5, height=size[0] - 2, width=size[1])
     masks = np.pad(masks, ((0, 0), (2, 0), (0, 0)))
     photo = MaskedPhoto(encode(draw_scene(0, masks)), [rle(mask) for mask in masks])
-    frame = MaskFrame(32, 8, "pad" if fit is longest_side_frame else "stretch", 0.9)
+    frame = FrameSpec(32, 8, "pad" if fit is longest_side_frame else "stretch", 0.9)
     return draw_objects(photo, frame, np.random.default_rng(0), num_masks=9)
 
 
-def scores_of(objects: PhotoObjects, decode=None) -> dict[str, float]:
+def scores_of(objects: ImageObjects, decode=None) -> dict[str, float]:
     scores = MaskScores(torch.device("cpu"))
     scores.update(decode or Painter(), objects, decoder="sam")
     assert scores.iou.count == len(objects)

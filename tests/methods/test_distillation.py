@@ -8,7 +8,7 @@ import torch
 from masked_photos import write_sa1b_folder
 from torch import Tensor
 
-from sami.data.whole_photos import WholePhotoData
+from sami.data.distillation import WholeImageData
 from sami.evaluation.teacher_agreement import TeacherAgreement, place_prompts, to_tokens
 from sami.methods.distillation import Distillation
 from sami.methods.prompt_protocols import SamProtocol
@@ -42,17 +42,17 @@ def teacher() -> SegmenterTeacher:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> WholePhotoData:
+def data(tmp_path_factory: pytest.TempPathFactory) -> WholeImageData:
     folder = str(write_sa1b_folder(tmp_path_factory.mktemp("photos"), 6))
     options = {"image_size": 64, "resize_mode": "pad", "num_prompts": 4, "num_val_masks": 3, "seed": 0}
     options |= {"num_workers": 0, "shuffle_window": 1, "cache": None, "val_batch_size": 4}
-    data = WholePhotoData(folder, folder, **options)
-    data.set_stream(batch_size=2, epoch_size=6, num_batches=3)
+    data = WholeImageData(folder, folder, **options)
+    data.setup_stream(batch_size=2, epoch_size=6, num_batches=3)
     return data
 
 
-def batch_of(data: WholePhotoData, positions: list[int] = (0, 1, 2, 3)) -> dict[str, Tensor]:
-    return data.on_after_batch_transfer(data.train_views().__getitems__(list(positions)), 0)
+def batch_of(data: WholeImageData, positions: list[int] = (0, 1, 2, 3)) -> dict[str, Tensor]:
+    return data.on_after_batch_transfer(data.train_set().__getitems__(list(positions)), 0)
 
 
 def build(teacher: SegmenterTeacher, *, names: list[str] = (SMALL,), **options: Any) -> Distillation:

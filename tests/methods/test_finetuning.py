@@ -10,7 +10,7 @@ from masked_photos import write_sa1b_folder
 from torch import Tensor, nn
 
 from sami.data.crops import normalize
-from sami.data.masked_photos import MaskData
+from sami.data.finetuning import FinetuningData
 from sami.methods.finetuning import SegmenterFinetuning, cut_out
 from sami.methods.optimizer import layer_number, parameter_groups
 from sami.methods.prompt_protocols import PointsProtocol, SamProtocol
@@ -42,9 +42,9 @@ def batch_of(tmp_path, rows: list[int] = (0, 1, 2, 3)) -> dict[str, Tensor]:
     options = {"image_size": 32, "mask_size": 16, "resize_mode": "stretch", "num_masks": 3, "num_val_masks": 3}
     options |= {"max_area": 0.9, "flip": 0.0, "min_crop": 1.0}
     options |= {"seed": 0, "num_workers": 0, "shuffle_window": 1, "val_batch_size": 2}
-    data = MaskData(folder, None, **options)
-    data.set_stream(batch_size=4, epoch_size=8, num_batches=2)
-    return data.on_after_batch_transfer(data.train_views().__getitems__(list(rows)), 0)
+    data = FinetuningData(folder, None, **options)
+    data.setup_stream(batch_size=4, epoch_size=8, num_batches=2)
+    return data.on_after_batch_transfer(data.train_set().__getitems__(list(rows)), 0)
 
 
 def gradients(method, batch) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ def gradients(method, batch) -> dict[str, Tensor]:
 def test_the_loss_of_a_batch_is_the_mean_of_its_photos_losses(tmp_path) -> None:
     """Photos with different numbers of masks, padded together: accumulating them one by one gives the same step."""
     method, batch = build(), batch_of(tmp_path)
-    assert batch["valid"].sum(1).unique().numel() > 1
+    assert batch["object_valid"].sum(1).unique().numel() > 1
     whole = gradients(method, batch)
     alone = [gradients(method, {k: v[i : i + 1] for k, v in batch.items() if k != "broken"}) for i in range(4)]
     for name, gradient in whole.items():
@@ -71,7 +71,7 @@ def test_boxes_are_those_of_the_pixels(tmp_path, monkeypatch) -> None:
     decode = Sam.decode
     monkeypatch.setattr(Sam, "decode", lambda *given, **options: asked.append(given[2]) or decode(*given, **options))
     method.training_step(batch, 0)
-    (coords,), valid = asked, batch["valid"]
+    (coords,), valid = asked, batch["object_valid"]
     torch.testing.assert_close(coords[valid].flatten(1), 2 * batch["boxes"][valid])  # 32 pixels, 16 cells
     assert not torch.equal(batch["boxes"][valid], mask_to_box(batch["masks"])[valid])
 

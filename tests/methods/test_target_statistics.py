@@ -3,7 +3,7 @@ from conftest import write_folder
 from torch import nn
 
 from sami.data.crops import normalize
-from sami.data.photos import PhotoData
+from sami.data.pretraining import PretrainingData
 from sami.methods.target_statistics import ChannelStatistics
 
 
@@ -17,11 +17,11 @@ class Pooled(nn.Module):
         return torch.cat([image, 100 * image[..., :1] + 7, torch.full_like(image[..., :1], 3)], dim=-1)
 
 
-def photo_data(root, *, batch_size: int) -> PhotoData:
+def photo_data(root, *, batch_size: int) -> PretrainingData:
     options = {"scale": (0.2, 1.0), "ratio": (0.75, 1.33), "flip": 0.5, "shuffle_window": 1}
     options |= {"num_views": None, "cache": None, "val_batch_size": 4}
-    data = PhotoData(str(root), None, image_size=32, patch_size=16, seed=0, num_workers=0, **options)
-    data.set_stream(batch_size=batch_size, epoch_size=20, num_batches=5)
+    data = PretrainingData(str(root), None, image_size=32, patch_size=16, seed=0, num_workers=0, **options)
+    data.setup_stream(batch_size=batch_size, epoch_size=20, num_batches=5)
     return data
 
 
@@ -29,7 +29,7 @@ def test_statistics_are_those_of_the_first_views(tmp_path) -> None:
     data, teacher = photo_data(write_folder(tmp_path, 23), batch_size=8), Pooled()
     statistics = ChannelStatistics(5)
     statistics.measure(data, teacher, device=torch.device("cpu"))
-    batch = data.train_views().__getitems__(list(range(20)))
+    batch = data.train_set().__getitems__(list(range(20)))
     tokens = teacher({"image": normalize(batch["image"])}).flatten(0, 1)  # [80, 5]
     assert statistics.num_tokens == 80
     torch.testing.assert_close(statistics.mean, tokens.mean(0), rtol=1e-4, atol=1e-4)

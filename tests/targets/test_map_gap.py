@@ -10,7 +10,7 @@ from conftest import draw_photo, encode
 from torch import Tensor
 
 from sami.data.cache_views import ViewsToCache
-from sami.data.photos import PhotoData
+from sami.data.pretraining import PretrainingData
 from sami.models.teachers import Teacher
 from sami.targets.map_gap import map_gap
 from sami.targets.task import CacheOptions, CacheTask, RunningTeacher
@@ -38,7 +38,7 @@ def gaps(tmp_path: Path, around: float, *, flip: float) -> dict[str, tuple[float
         photo = draw_photo(number, height=height, width=width, grain=60)
         (tmp_path / "photos").mkdir(exist_ok=True)
         (tmp_path / "photos" / f"{number}.png").write_bytes(encode(photo, "PNG"))
-    data = PhotoData(
+    data = PretrainingData(
         str(tmp_path / "photos"), None, image_size=64, patch_size=16, seed=0, num_workers=0, shuffle_window=1,
         scale=(0.2, 0.5), ratio=(0.75, 1.33), flip=flip, num_views=None, cache=None, val_batch_size=4,
     )  # fmt: skip

@@ -14,8 +14,8 @@ from runs import TINY, compose_config
 from sami import cache
 from sami.data.cache_records import HEAD
 from sami.data.cache_views import ViewsToCache
-from sami.data.whole_photos import WholePhotoData
-from sami.data.whole_views import content_cells
+from sami.data.distillation import WholeImageData
+from sami.data.square import content_cells
 from sami.targets.cached import CachedTeacher
 
 OPTIONS = {
@@ -24,9 +24,9 @@ OPTIONS = {
 }
 
 
-def build(train: str, val: object, **options: object) -> WholePhotoData:
-    data = WholePhotoData(train, val, **{**OPTIONS, **options})
-    data.set_stream(batch_size=2, epoch_size=4, num_batches=2)
+def build(train: str, val: object, **options: object) -> WholeImageData:
+    data = WholeImageData(train, val, **{**OPTIONS, **options})
+    data.setup_stream(batch_size=2, epoch_size=4, num_batches=2)
     return data
 
 
@@ -60,24 +60,24 @@ def test_maps_come_back_as_the_teacher_gave_them(made) -> None:
     """The map of the very pixels, padding and all, at the grid it was written in and, by area means, at a coarser."""
     photos, folder = made
     data, teacher = build(str(photos), None, cache=str(folder)), CachedTeacher(str(folder))
-    batch = data.on_after_batch_transfer(data.train_views().__getitems__([0, 1]), 0)
+    batch = data.on_after_batch_transfer(data.train_set().__getitems__([0, 1]), 0)
     network = cache.Job(
         compose_config([*TINY, *TEACHER, *CACHE_OPTIONS, "command=write", "cache.path=x"], name="cache")
     )
     expected = network.running.ask(batch["image"])
     torch.testing.assert_close(teacher(batch), expected, rtol=1e-5, atol=1e-5)
     small = build(str(photos), None, cache=str(folder), image_size=32)
-    batch = small.on_after_batch_transfer(small.train_views().__getitems__([0, 1]), 0)
+    batch = small.on_after_batch_transfer(small.train_set().__getitems__([0, 1]), 0)
     means = expected.unflatten(1, (2, 2, 2, 2)).mean((2, 4)).flatten(1, 2)
     torch.testing.assert_close(teacher(batch), means, rtol=1e-5, atol=1e-5)
 
 
 def test_a_batch_is_a_function_of_its_positions(made) -> None:
     data = build(str(made[0]), None)
-    batch, again = (data.train_views().__getitems__([2, 5]) for _ in range(2))
+    batch, again = (data.train_set().__getitems__([2, 5]) for _ in range(2))
     assert batch["image"].shape == (2, 3, 64, 64) and batch["noise"].shape[:2] == (2, 3)
     assert all(torch.equal(batch[name], again[name]) for name in ("image", "noise", "input_size", "position"))
-    one = data.train_views().__getitems__([5])
+    one = data.train_set().__getitems__([5])
     assert torch.equal(one["image"][0], batch["image"][1]) and torch.equal(one["noise"][0], batch["noise"][1])
     ready = data.on_after_batch_transfer(batch, 0)
     assert not ready["image"][:, :, 48:].any() and ready["image"][:, :, :48].any()
@@ -89,9 +89,9 @@ def test_validation_photos_with_and_without_masks(made, tmp_path) -> None:
     val = {"plain": str(plain), "coco": str(coco), "folder": str(made[0]), "tar": tars[0]}
     data = build(str(made[0]), val)
     for name in val:
-        batch = data.val_views(name).__getitems__([0, 1, -1])
-        assert batch["shown"].tolist() == [True, True, False]
-        assert batch["valid"].any() == (name != "plain") and batch["place_noise"][:2].any()
+        batch = data.val_set(name).__getitems__([0, 1, -1])
+        assert batch["image_valid"].tolist() == [True, True, False]
+        assert batch["object_valid"].any() == (name != "plain") and batch["place_noise"][:2].any()
         assert data.knows_teacher(name)
 
 
@@ -99,7 +99,7 @@ def test_a_cache_is_refused_where_it_does_not_fit(made, tmp_path) -> None:
     photos, folder = made
     with pytest.raises(ValueError, match="photos"):
         build(str(write_sa1b_folder(tmp_path / "other", 4)), None, cache=str(folder))
-    with pytest.raises(ValueError, match="whose photos are padded"):
+    with pytest.raises(ValueError, match="whose images are padded"):
         build(str(photos), None, cache=str(folder), resize_mode="stretch")
     data = build(str(photos), {"a": str(photos), "b": str(photos)}, cache=str(folder))
     assert not data.knows_teacher("a")  # which of several it was written for is not known
@@ -111,8 +111,8 @@ def test_broken_photos_and_changed_ones_are_replaced(made, tmp_path) -> None:
     (root / "sa_1.jpg").write_bytes(encode(draw_photo(99)))
     (root / "sa_2.jpg").write_bytes(b"no image")
     data = build(str(root), str(root), cache=str(tmp_path / "cache"))
-    batch = data.train_views().__getitems__([0, 1, 2, 3])
+    batch = data.train_set().__getitems__([0, 1, 2, 3])
     reasons = {Path(where).name: why for where, why in batch["broken"]}
     assert reasons.keys() == {"sa_1.jpg", "sa_2.jpg"} and "changed" in reasons["sa_1.jpg"]
     assert len(batch["image"]) == 4 and batch["image"].flatten(1).any(1).all()
-    assert data.val_views("").__getitems__([0, 1, 2, 3])["shown"].tolist() == [True, False, False, True]
+    assert data.val_set("").__getitems__([0, 1, 2, 3])["image_valid"].tolist() == [True, False, False, True]

@@ -3,7 +3,15 @@ import time
 import numpy as np
 import pytest
 
-from sami.data.order import ShuffledOrder, locate_in_file_order
+from sami.data.sampling import (
+    NO_ROW,
+    EvalSampler,
+    PositionSampler,
+    ShuffledOrder,
+    Stream,
+    generator,
+    locate_in_file_order,
+)
 
 COUNTS = [3, 5, 1, 7, 4, 2, 6]
 
@@ -64,10 +72,49 @@ def test_any_position_of_imagenet_is_near() -> None:
 
 
 def test_epoch_larger_than_the_data() -> None:
-    with pytest.raises(ValueError, match="29 photos out of 28"):
+    with pytest.raises(ValueError, match="29 images out of 28"):
         ShuffledOrder(COUNTS, seed=0, window=1, epoch_size=29)
 
 
 def test_file_order() -> None:
     places = [locate_in_file_order(COUNTS, row) for row in range(28)]
     assert places == [(unit, row) for unit, count in enumerate(COUNTS) for row in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "batch_size", "accumulate"), [(1, 12, 1), (1, 3, 4), (2, 6, 1), (2, 2, 3), (4, 1, 3)]
+)
+def test_global_batches_do_not_depend_on_the_machines(world_size: int, batch_size: int, accumulate: int) -> None:
+    """Optimiser step s sees positions 12 s .. 12 s + 11, however they are dealt out; each rank gets equally many."""
+    ranks = [
+        list(
+            PositionSampler(
+                batch_size=batch_size,
+                rank=rank,
+                world_size=world_size,
+                num_batches=5 * accumulate,
+                first_batch=2 * accumulate,
+            )
+        )
+        for rank in range(world_size)
+    ]
+    for step in range(3):
+        seen = [p for rank in ranks for batch in rank[step * accumulate : (step + 1) * accumulate] for p in batch]
+        assert sorted(seen) == list(range(12 * (step + 2), 12 * (step + 3)))
+
+
+@pytest.mark.parametrize("num_images", [1, 7, 8, 23])
+def test_eval_sampler_deals_every_image_once(num_images: int) -> None:
+    ranks = [list(EvalSampler(num_images, batch_size=3, rank=rank, world_size=3)) for rank in range(3)]
+    assert len({len(rank) for rank in ranks}) == 1
+    rows = [row for rank in ranks for batch in rank for row in batch if row != NO_ROW]
+    assert sorted(rows) == list(range(num_images))
+    assert np.ptp([sum(map(len, rank)) for rank in ranks]) == 0
+
+
+def test_streams_keep_their_numbers() -> None:
+    """A run that is continued and a cache that was written draw what they drew before."""
+    numbers = {"UNITS": 1, "WINDOW": 2, "PRETRAINING": 3, "PRETRAINING_VAL": 4, "FIXED_VIEW": 5, "FINETUNING_VAL": 6}
+    numbers |= {"DISTILLATION": 7, "DISTILLATION_VAL": 8, "FINETUNING": 9}
+    assert {stream.name: stream.value for stream in Stream} == numbers
+    assert generator(3, Stream.FIXED_VIEW, 1, 2).random() == np.random.Generator(np.random.PCG64([3, 5, 1, 2])).random()

@@ -1,0 +1,218 @@
+"""Data of encoder distillation: whole images in the model's square, with a teacher's maps of them if there are any.
+
+B images   S pixels per side of the model's square   Q prompts or objects per image
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sami.data.cache_reader import SAME_IN_SPLITS, TARGET, CacheReader
+from sami.data.datasets import EvalSet, Index, Row, TrainSet
+from sami.data.images import BrokenImage, image_size
+from sami.data.loading import check_positive
+from sami.data.mask_sources import MaskedPhoto, MaskSource, Sa1bShards, open_mask_source
+from sami.data.objects import LONGEST_SIDE, ImageObjects, draw_objects
+from sami.data.sampling import Stream, draw_noise
+from sami.data.sources import Photo, ShardSource, Source, draw_shards, open_source
+from sami.data.square import FrameSpec, SquareImageData
+from sami.data.tar_index import load_index
+from sami.ops.prompts import tight_box
+
+PLACE_NOISE = 2  # numbers that decide a position in an image
+
+
+@dataclass
+class WholeImage:
+    """A whole image: `image` uint8 [3, S, S], `input_size` int64 [2], and with a cache `CacheReader.entries`, the map
+    as it is.
+
+    Args:
+        spec: of the model's square.
+        cache: maps of these images.
+    """
+
+    spec: FrameSpec
+    cache: CacheReader | None
+
+    def show(self, sample: Photo | MaskedPhoto, index: Index, *, upright: bool = True) -> Row:
+        """The entries above. Raises BrokenImage where image or map cannot be used."""
+        image, target = self.spec.image(sample.image, flip=False, upright=upright), {}
+        if self.cache:
+            if not upright:
+                raise BrokenImage("its masks are for the image before EXIF turns it, its map for the upright one")
+            record = self.cache.read_for(sample.image, index.unit, index.row, 0)
+            target = self.cache.entries(record, record["box"], flip=False)
+            target[f"{TARGET}region"] = torch.tensor([0.0, 0.0, *self.cache.manifest["grid"]])  # padding and all
+        input_size = torch.tensor(self.spec.of(image_size(sample.image, upright=upright)).input_size)
+        return {"image": image, "input_size": input_size, **target}
+
+
+@dataclass
+class PromptedImage(WholeImage):
+    """A whole image to train on, and `noise` float32 [Q, NUM_NOISE], which decides the prompts.
+
+    Args:
+        num_prompts: Q.
+    """
+
+    num_prompts: int
+
+    def __call__(self, sample: Photo, rng: np.random.Generator, index: Index) -> Row:
+        return {**self.show(sample, index), "noise": draw_noise(rng, self.num_prompts)}
+
+
+@dataclass
+class ImageWithObjects(WholeImage):
+    """A whole image to validate on, with its objects if there are masks of any. In addition
+
+    - `objects`, an `ImageObjects`; None without masks.
+    - `place_noise` float32 [Q, PLACE_NOISE], which decides positions to ask at, with masks and without.
+    - `box` float32 [Q, 2, 2], corners of the boxes of the objects, model frame, and `object_valid` bool [Q], which are.
+
+    Args:
+        num_masks: Q, also the most objects.
+    """
+
+    num_masks: int
+
+    def __call__(self, sample: Photo | MaskedPhoto, rng: np.random.Generator, index: Index) -> Row:
+        objects, Q = None, self.num_masks
+        if isinstance(sample, MaskedPhoto) and sample.segmentations:
+            objects = draw_objects(sample, self.spec, rng, num_masks=Q)
+        row = self.show(sample, index, upright=objects is None or objects.upright)
+        row |= {"objects": objects, "place_noise": draw_noise(rng, Q)[:, :PLACE_NOISE]}
+        if objects is not None:
+            missing = Q - len(objects)
+            row["box"] = torch.cat([boxes_of(objects), torch.zeros(missing, 2, 2)])
+            row["object_valid"] = torch.arange(Q) < len(objects)
+        return row
+
+    def blank(self) -> Row:
+        """A row without an image."""
+        Q = self.num_masks
+        row = {**self.spec.blank(), "objects": None, "place_noise": torch.zeros(Q, PLACE_NOISE)}
+        row |= {"box": torch.zeros(Q, 2, 2), "object_valid": torch.zeros(Q, dtype=torch.bool)}
+        return {**row, **(self.cache.blank() if self.cache else {})}
+
+
+def boxes_of(objects: ImageObjects) -> Tensor:
+    """Corners of the tightest boxes, [Q, 2, 2] in the model frame, of the raster that validation measures on."""
+    frame = objects.frame.shrunk(LONGEST_SIDE)
+    return torch.cat(
+        [frame.to_model(tight_box(objects.take(slice(q, q + 1), frame)[0])[0][0]) for q in range(len(objects))]
+    )
+
+
+class WholeImageData(SquareImageData):
+    """Whole images, in a stream of positions, see `SquareImageData`.
+
+    Args:
+        train: images: brace pattern of shards, list of such, or a folder. Masks beside them are not read.
+        val: likewise, or a set with masks, see `open_val_source`; or several by name ({"coco": ..., "mine": ...}).
+            None: no validation.
+        image_size: S.
+        resize_mode: "pad" or "stretch", see `sami.ops.frames`; the teacher's.
+        num_prompts: positions in each training image at which masks are asked for, where the method compares masks.
+        num_val_masks: of a validation image, at most; images without masks are asked at as many positions.
+        seed: of order and prompts.
+        num_workers: loading processes per rank; 0 loads in the training process.
+        shuffle_window: shards that are shuffled among themselves, see `ShuffledOrder`.
+        cache: folder of maps that were written for these images (`kind=maps`), or None.
+        val_batch_size: images per validation batch and rank.
+
+    Raises:
+        ValueError: see the sources; a number that makes no sense; or the cache holds no maps, or those of other images.
+    """
+
+    def __init__(
+        self,
+        train: Any,
+        val: Any,
+        *,
+        image_size: int,
+        resize_mode: str,
+        num_prompts: int,
+        num_val_masks: int,
+        seed: int,
+        num_workers: int,
+        shuffle_window: int,
+        cache: str | None,
+        val_batch_size: int,
+    ) -> None:
+        check_positive(image_size=image_size, num_prompts=num_prompts, num_val_masks=num_val_masks)
+        loading = {"num_workers": num_workers, "shuffle_window": shuffle_window, "val_batch_size": val_batch_size}
+        spec = FrameSpec(image_size, image_size, resize_mode)
+        super().__init__(open_source(train), val, open_val_source, spec, seed=seed, **loading)
+        self.num_prompts, self.num_val_masks = num_prompts, num_val_masks
+        self.train_cache, self.val_caches = None, {}
+        if cache:
+            self.train_cache = train_cache = self.open_cache(Path(cache, "train"), self.train_source)
+            self.val_caches = {name: self.open_val_cache(cache, name, train_cache) for name in self.val_sources}
+
+    def open_cache(self, folder: Path, source: Source | MaskSource) -> CacheReader:
+        """The maps of one split.
+
+        Raises:
+            ValueError: see `CacheReader`; or they are no maps, or of images that were padded where ours are not.
+        """
+        reader = CacheReader(folder, source)
+        if not reader.holds_maps or self.spec.resize_mode != "pad":
+            raise ValueError(
+                f"the cache {folder} holds {reader.manifest['kind']}, and this run has resize_mode="
+                f"{self.spec.resize_mode}: distillation takes a cache of kind=maps, whose images are padded"
+            )
+        return reader
+
+    def open_val_cache(self, cache: str, name: str, train_cache: CacheReader) -> CacheReader | None:
+        """The maps of a validation set; None where the cache has none of it, and nothing is said of the teacher."""
+        folder = Path(cache, "val")
+        if len(self.val_sources) > 1 or not (folder / "manifest.json").exists():
+            why = (
+                "of which of several sets it holds maps is not known" if len(self.val_sources) > 1 else "it has no val"
+            )
+            warnings.warn(
+                f"the cache {cache} tells nothing of validation set {name!r} ({why}): only true masks are compared",
+                stacklevel=2,
+            )
+            return None
+        reader = self.open_cache(folder, self.val_sources[name])
+        reader.check({entry: train_cache.manifest[entry] for entry in SAME_IN_SPLITS})
+        return reader
+
+    def knows_teacher(self, name: str) -> bool:
+        """Whether a teacher can say something of this validation set: a cache may hold nothing of it."""
+        return self.train_cache is None or self.val_caches[name] is not None
+
+    def train_set(self) -> TrainSet:
+        make = PromptedImage(self.spec, self.train_cache, self.num_prompts)
+        return TrainSet(self.train_source, self.train_order(), make, seed=self.seed, stream=Stream.DISTILLATION)
+
+    def val_set(self, name: str) -> EvalSet:
+        make = ImageWithObjects(self.spec, self.val_caches.get(name), self.num_val_masks)
+        return EvalSet(self.val_sources[name], make, make.blank(), seed=self.seed, stream=Stream.DISTILLATION_VAL)
+
+
+def open_val_source(where: Any) -> MaskSource | Source:
+    """Images, with their masks where there are any: whatever `open_mask_source` or `open_source` takes.
+
+    Raises:
+        ValueError: see there.
+    """
+    if isinstance(where, str) and Path(where).is_dir():
+        return open_mask_source(where) if next(Path(where).rglob("*.json"), None) else open_source(where)
+    if ".tar" in str(where):
+        shards = ShardSource(where)
+        masks = any("json" in load_index(path).extensions for path in shards.paths)
+        return Sa1bShards(where) if masks else shards
+    return open_mask_source(where)
+
+
+def sample(folder: str, *, num_train: int, num_val: int, **options: Any) -> WholeImageData:
+    """`WholeImageData` of the built-in scenes, which are drawn into `folder` first."""
+    return WholeImageData(*draw_shards(folder, num_train=num_train, num_val=num_val), **options)
