@@ -129,7 +129,7 @@ def explain(overrides: list[str], capsys: pytest.CaptureFixture) -> str:
         (["data.train={tmp}/none.tar"], "1 of the 1 shards"),
         (["data.train={tmp}/none.json"], "COCO data needs a file and a folder"),
         (["data.train={tmp}/photos", "model.image_size=40"], "image_size=40"),
-        (["data.train={tmp}/photos", "data.resize_mode=crop"], "data.resize_mode='crop'"),
+        (["data.train={tmp}/photos", "data.resize_mode=crop"], "resize_mode='crop'"),
         (["data.train={tmp}/photos", "model.resize_mode=pad", "data.resize_mode=stretch"], "set both alike"),
         (["data.train={tmp}/photos", "method.train_parts=[]"], "train_parts=[]"),
         (["data.train={tmp}/photos", "method.layer_decay=2"], "layer_decay=2"),
