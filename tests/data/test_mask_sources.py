@@ -120,7 +120,7 @@ def test_polygons_for_an_image_of_another_size_are_a_broken_image(tmp_path, stat
     file.write_text(json.dumps(content))
     photo = open_mask_source(str(file)).read(0, 0)
     with pytest.raises(BrokenImage, match=f"masks are for {stated[0]}x{stated[1]} pixels, and it has 48x64"):
-        photo.size()
+        photo.raster()
     rng, spec = np.random.default_rng(0), FrameSpec(64, 16, "stretch", 0.9)
     for make in (SomeMasks(spec, 3, 0.0), ExactObjects(spec, 3)):
         with pytest.raises(BrokenImage, match="masks are for"):

@@ -1,12 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import encode
 from masked_photos import rle, write_coco, write_sa1b_folder
 
 from sami.data.crops import normalize
 from sami.data.finetuning import FinetuningData
-from sami.data.mask_sources import MaskedPhoto
 from sami.data.square import FrameSpec, content_mask
 
 OPTIONS = {
@@ -50,15 +48,14 @@ def test_validation_sets_by_name(tmp_path) -> None:
 @pytest.mark.parametrize("resize_mode", ["stretch", "pad"])
 def test_what_lies_beyond_a_windows_edge_is_not_in_it(resize_mode) -> None:
     """Cells at the edge may reach beyond it, where the photo goes on; and where a mask is all there is, it is none."""
-    photo = MaskedPhoto(encode(np.zeros((60, 90, 3), dtype=np.uint8)), [])
     spec, window = FrameSpec(64, 16, resize_mode, 0.9), (10, 20, 31, 47)
     inside = np.zeros((60, 90), dtype=bool)
     inside[10:41, 20:67] = True
-    assert spec.mask(rle(~inside), photo.size(), flip=False, window=window) is None
-    assert spec.mask(rle(inside), photo.size(), flip=False, window=window) is None
-    assert spec.mask(rle(inside), photo.size(), flip=False) is not None
+    assert spec.mask(rle(~inside), (60, 90), flip=False, window=window) is None
+    assert spec.mask(rle(inside), (60, 90), flip=False, window=window) is None
+    assert spec.mask(rle(inside), (60, 90), flip=False) is not None
     inside[:, :30] = False
-    assert spec.mask(rle(inside), photo.size(), flip=False, window=window)[0].any()
+    assert spec.mask(rle(inside), (60, 90), flip=False, window=window)[0].any()
 
 
 def test_longest_side_is_rounded_as_sam_does() -> None:

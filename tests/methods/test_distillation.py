@@ -75,7 +75,7 @@ def test_a_student_that_is_the_teacher_has_no_loss_and_its_masks(teacher, data) 
     method = build(teacher, names=["timm/test_vit"]).eval()
     (student,) = method.students.values()
     student.image_encoder.load_state_dict(teacher.sam.image_encoder.state_dict())
-    batch = data.on_after_batch_transfer(data.val_views("").__getitems__([0, 1, 2]), 0)
+    batch = data.on_after_batch_transfer(data.val_set("").__getitems__([0, 1, 2]), 0)
     scores = TeacherAgreement(list(method.students), 256, torch.device("cpu"), with_teacher=True)
     with torch.no_grad():
         output = method.teacher_output(batch)

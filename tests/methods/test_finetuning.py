@@ -40,7 +40,7 @@ def build(decoder: str = "sam", *, drop_path: float = 0.0, protocol: object = No
 def batch_of(tmp_path, rows: list[int] = (0, 1, 2, 3)) -> dict[str, Tensor]:
     folder = str(write_sa1b_folder(tmp_path / "photos", 8))
     options = {"image_size": 32, "mask_size": 16, "resize_mode": "stretch", "num_masks": 3, "num_val_masks": 3}
-    options |= {"max_area": 0.9, "flip": 0.0, "min_crop": 1.0}
+    options |= {"max_area": 0.9, "flip": 0.0, "scale": (1.0, 1.0)}
     options |= {"seed": 0, "num_workers": 0, "shuffle_window": 1, "val_batch_size": 2}
     data = FinetuningData(folder, None, **options)
     data.setup_stream(batch_size=4, epoch_size=8, num_batches=2)
@@ -160,9 +160,9 @@ def test_protocols_that_the_model_does_not_know() -> None:
 
 def test_data_of_another_frame_is_refused() -> None:
     method = build()
-    frame = SimpleNamespace(side=64, resize_mode="stretch")
+    spec = SimpleNamespace(image_size=64, resize_mode="stretch")
     device = SimpleNamespace(root_device=torch.device("cpu"))
-    method._trainer = SimpleNamespace(datamodule=SimpleNamespace(frame=frame), strategy=device)
+    method._trainer = SimpleNamespace(datamodule=SimpleNamespace(spec=spec), strategy=device)
     with pytest.raises(ValueError, match="image_size=64 and resize_mode=stretch, the model 32 and stretch"):
         method.setup("fit")
 
