@@ -13,12 +13,12 @@ The same command again continues the run.
 import hydra
 from omegaconf import DictConfig
 
+from sami.cache.teacher import CachedTeacher
 from sami.entry import explain_errors, flatten
 from sami.methods.progress import say
 from sami.methods.segmenter import file_digest
 from sami.methods.students import StudentsExport
 from sami.run import FREE, prepare, train
-from sami.targets.cached import CachedTeacher
 
 FREE_HERE = FREE | {
     *("method.teacher", "method.protocol", "method.start"),  # their own sections say what they are

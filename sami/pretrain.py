@@ -11,11 +11,11 @@ The same command again continues the run.
 import hydra
 from omegaconf import DictConfig
 
+from sami.cache.teacher import CachedTeacher
 from sami.entry import explain_errors, flatten
 from sami.methods.checkpoints import WeightsExport
 from sami.methods.progress import say
 from sami.run import FREE, prepare, train
-from sami.targets.cached import CachedTeacher
 
 FREE_HERE = FREE | {
     *("method.encoder", "method.decoder", "method.teacher"),  # their own sections say what they are

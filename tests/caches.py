@@ -28,7 +28,7 @@ def cache_in(command: str, overrides: list[str], environment: dict[str, str], lo
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    from sami import cache
+    from sami.cache import __main__ as cache
     from sami.entry import explain_errors
 
     config = compose_config([f"command={command}", *TINY, *TEACHER, *OPTIONS, *overrides], name="cache")
@@ -41,7 +41,7 @@ def start_cache(
 ) -> Any:
     """Starts it, and gives the process; what it prints goes to `log`."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sami.pretrain", "sami.cache", "runs"])
+    context.set_forkserver_preload(["sami.pretrain", "sami.cache.__main__", "runs"])
     process = context.Process(target=cache_in, args=(command, overrides, environment or {}, str(log)))
     process.start()
     return process

@@ -8,22 +8,24 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sami"
 FLOORS = {
     "ops": 0,
+    "clock": 0,
     "losses": 1,
     "models": 1,
     "metrics": 1,
     "data": 1,
     "predict": 2,
     "methods": 3,
-    "targets": 4,
+    "cache": 4,
 }  # what is not listed is an entry
 ENTRY = 5
+OF_DATA = {f"sami.cache.{name}" for name in ("records", "layout", "recipe", "manifest", "reader", "views")}
 FORBIDDEN = {"hydra": ENTRY, "omegaconf": ENTRY, "timm": 1, "numpy": 1, "torchmetrics": 1, "wandb": 3}
 TRAINER_FREE = {"ops", "losses", "models", "metrics", "predict"}  # what can be used without Lightning
 
 
 def floor_of(module: str) -> tuple[str, int]:
-    part = module.split(".")[1] if "." in module else module
-    return part, FLOORS.get(part, ENTRY)
+    part = "data" if module in OF_DATA else module.split(".")[1] if "." in module else module
+    return part, ENTRY if module.endswith(".__main__") else FLOORS.get(part, ENTRY)
 
 
 def imports_of(path: Path) -> list[str]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from sami.data.cache_reader import SAME_IN_SPLITS, CacheReader
-from sami.data.cache_views import describe_center, describe_crops
+from sami.cache.reader import SAME_IN_SPLITS, CacheReader
+from sami.cache.views import describe_center, describe_crops
 from sami.data.sample import write_sample
 from sami.data.sources import FolderSource, ShardSource, Source
 from sami.data.stream import StreamData, ViewLoader

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from sami.data.cache_reader import CacheReader
+from sami.cache.reader import CacheReader
 from sami.data.order import ShuffledOrder, locate_in_file_order
 from sami.data.sources import NO_LABEL, Photo, Source
 from sami.data.transforms import BrokenImage, RandomCrops, center_crop_box, crop_and_resize, image_size

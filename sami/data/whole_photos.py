@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sami.data.cache_reader import SAME_IN_SPLITS, CacheReader
+from sami.cache.reader import SAME_IN_SPLITS, CacheReader
 from sami.data.mask_sources import MaskSource, Sa1bShards, open_mask_source
 from sami.data.mask_views import MaskFrame
 from sami.data.photos import open_source

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sami.data.cache_reader import TARGET, CacheReader
+from sami.cache.reader import TARGET, CacheReader
 from sami.data.mask_sources import MaskSource
 from sami.data.mask_views import MaskFrame, draw_noise
 from sami.data.order import ShuffledOrder, locate_in_file_order

@@ -11,12 +11,12 @@ from conftest import draw_photo, encode, write_folder
 from masked_photos import write_coco, write_sa1b_folder, write_sa1b_tars
 from runs import TINY, compose_config
 
-from sami import cache
-from sami.data.cache_records import HEAD
-from sami.data.cache_views import ViewsToCache
+from sami.cache import __main__ as cache
+from sami.cache.records import HEAD
+from sami.cache.teacher import CachedTeacher
+from sami.cache.views import ViewsToCache
 from sami.data.whole_photos import WholePhotoData
 from sami.data.whole_views import content_cells
-from sami.targets.cached import CachedTeacher
 
 OPTIONS = {
     **{"image_size": 64, "preprocess": "pad", "num_prompts": 3, "num_val_masks": 2, "seed": 0},

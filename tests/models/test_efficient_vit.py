@@ -2,9 +2,9 @@ import pytest
 import timm
 import torch
 
+from sami.benchmark.reference_sam import plain_encoder
 from sami.models.efficient_vit import EfficientViT
 from sami.models.neck import build_neck
-from sami.predict.released_design import plain_encoder
 
 
 def photo(H: int = 64, W: int = 96, B: int = 2) -> torch.Tensor:

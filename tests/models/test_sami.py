@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 
+from sami.benchmark.reference_mae import PlainMAE
 from sami.models.decoders import CrossAttentionDecoder, SelfAttentionDecoder
-from sami.models.mae import PlainMAE
 from sami.models.sami import SAMI
 from sami.models.vit import ViT
 from sami.ops.masking import split_by_noise

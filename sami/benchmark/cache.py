@@ -1,0 +1,79 @@
+"""What a cache costs while it is written and while a student learns from it.
+
+B images
+"""
+
+from pathlib import Path
+from threading import Event
+
+import torch
+from torch import Tensor
+
+from sami.benchmark.loading import CROPS, DrawnPhotos
+from sami.benchmark.pretraining import Setting
+from sami.cache.reader import CacheReader
+from sami.cache.split import CacheOptions, CacheTask, RunningTeacher
+from sami.cache.teacher import CachedTeacher
+from sami.cache.views import ViewsToCache
+from sami.cache.write import Work, write_split
+from sami.data.order import ShuffledOrder
+from sami.data.stream import ViewLoader
+from sami.data.transforms import normalize
+from sami.data.views import PositionSampler, TrainViews
+from sami.models.teachers import Teacher
+
+
+def write_drawn(folder: Path, photos: DrawnPhotos, teacher: Teacher, setting: Setting, *, num_workers: int) -> Work:
+    """Writes a cache of int8 views, twenty batches of them, and says how busy the teacher was."""
+    options = CacheOptions(
+        path=str(folder),
+        kind="views",
+        num_views=-(-20 * setting.batch_size // sum(photos.counts)),
+        storage="int8",
+        channels=None,
+        map_size=1024,
+        precision="bf16-mixed" if setting.precision == "bf16" else "32",
+        batch_size=setting.batch_size,
+        shard_size=1000,
+        num_workers=num_workers,
+        max_broken_rate=0.0,
+    )
+    views = ViewsToCache(photos, side=setting.image_size, crops=CROPS, seed=0)
+    task = CacheTask("train", options, views, teacher, {"_target_": type(teacher).__name__})
+    running = RunningTeacher(teacher, precision=options.precision, device=torch.device(setting.device))
+    next_batch = next(iter(task.sample(setting.batch_size)))
+    running(next_batch, whole=False)  # warms up
+    work = write_split(task, running, task.claim(running, None), (0, 1), Event())
+    task.finish()
+    return work
+
+
+class CachedBatches:
+    """Training batches and their targets from a cache, endlessly.
+
+    Args:
+        folder: what `write_drawn` wrote.
+        photos: for which.
+    """
+
+    def __init__(self, folder: Path, photos: DrawnPhotos, setting: Setting, *, num_workers: int) -> None:
+        order = ShuffledOrder(photos.counts, seed=0, window=1, epoch_size=sum(photos.counts))
+        num_tokens = (setting.image_size // 16) ** 2
+        reader = CacheReader(folder / "train", photos)
+        views_of_cache = {"cache": reader, "num_views": reader.num_views}
+        views = TrainViews(
+            photos, order, seed=0, side=setting.image_size, num_tokens=num_tokens, crops=CROPS, **views_of_cache
+        )
+        endless = PositionSampler(batch_size=setting.batch_size, rank=0, world_size=1, num_batches=10**9, first_batch=0)
+        self.stream = iter(ViewLoader(views, endless, num_workers=num_workers))
+        self.device = setting.device
+        self.teacher = CachedTeacher(str(folder)).to(setting.device)
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        """image [B, 3, S, S], target [B, N, E]."""
+        batch = {
+            name: value.to(self.device, non_blocking=True)
+            for name, value in next(self.stream).items()
+            if name != "broken"
+        }
+        return normalize(batch["image"]), self.teacher(batch)

@@ -1,0 +1,160 @@
+"""Reading targets back, any record by its photo and view.
+
+B images   N tokens   C stored channels
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sami.cache.layout import CacheLayout
+from sami.cache.manifest import open_manifest, record_format
+from sami.cache.recipe import compare
+from sami.data.sources import Photo, Source
+from sami.data.transforms import BrokenImage, photo_checksum
+from sami.ops.frames import longest_side_frame
+
+TARGET = "target_"  # begins the names of a batch's entries that come from a cache
+SAME_IN_SPLITS = ("kind", "teacher", "teacher_weights", "precision", "width", "storage", "channels", "basis")
+
+
+class CacheReader:
+    """One split of a cache, for the photos it was made from. Memory holds the manifest and some open files.
+
+    Args:
+        folder: of the split.
+        source: the photos.
+
+    Raises:
+        ValueError: see `open_manifest`; or the photos are others.
+    """
+
+    max_open = 96  # several shuffle windows of shards
+
+    def __init__(self, folder: Path, source: Source) -> None:
+        self.folder = folder
+        self.manifest = open_manifest(folder)
+        self.check({"photos": describe_photos(source)})
+        self.format = record_format(self.manifest)
+        self.layout = CacheLayout(source.counts, self.manifest["shard_size"])
+        self._opened: OrderedDict[str, int] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Open files do not travel to worker processes that are not forked."""
+        return {**self.__dict__, "_opened": OrderedDict()}
+
+    @property
+    def holds_maps(self) -> bool:
+        """Whether records are maps of whole photos, else targets of views."""
+        return self.manifest["kind"] == "maps"
+
+    @property
+    def num_views(self) -> int:
+        """Records of each photo."""
+        return self.manifest["num_views"]
+
+    def check(self, expected: dict[str, Any]) -> None:
+        """Compares entries of the manifest with what this run needs.
+
+        Raises:
+            ValueError: they differ; the message lists all differences.
+        """
+        found = {name: self.manifest[name] for name in expected}
+        if differences := compare(found, expected):
+            raise ValueError(
+                f"the cache {self.folder} does not fit this run:\n  " + "\n  ".join(differences) + "\n"
+                "Give the run these settings, or write another cache for it."
+            )
+
+    def open_shard(self, name: str) -> int:
+        """The file descriptor of a shard."""
+        if name not in self._opened:
+            self._opened[name] = os.open(self.folder / name, os.O_RDONLY)
+            if len(self._opened) > self.max_open:
+                os.close(self._opened.popitem(last=False)[1])
+        self._opened.move_to_end(name)
+        return self._opened[name]
+
+    def read(self, unit: int, row: int, view: int) -> np.void:
+        """The record of a view of a photo.
+
+        Raises:
+            BrokenImage: this record cannot be used; the message names its shard and says why.
+        """
+        shard, number = self.layout.locate(unit, row, view)
+        try:
+            data = os.pread(self.open_shard(shard), self.format.dtype.itemsize, self.format.offset(number))
+            record = self.format.unpack(data)
+        except (OSError, ValueError) as error:
+            raise BrokenImage(f"cache {self.folder / shard}, record {number}: {error}") from error
+        if (record["row"], record["view"]) != (row, view):
+            raise BrokenImage(
+                f"cache {self.folder / shard}, record {number}: it belongs to photo {record['row']}, view "
+                f"{record['view']}, not to photo {row}, view {view}"
+            )
+        if not record["valid"]:
+            raise BrokenImage("it was broken when the cache was written")
+        return record
+
+    def read_for(self, photo: Photo, unit: int, row: int, view: int) -> np.void:
+        """`read`, for the very bytes of this photo.
+
+        Raises:
+            BrokenImage: see `read`; or the photo has changed since.
+        """
+        record = self.read(unit, row, view)
+        if record["photo"] != photo_checksum(photo.image):
+            raise BrokenImage("the image has changed since the cache was written: its targets are another picture's")
+        return record
+
+    def empty(self, size: int) -> dict[str, Tensor]:
+        """Entries of a batch, to be filled."""
+        dtype = self.format.dtype
+        entries = {}
+        for name in self.format.stored:
+            kind, shape = dtype[name].subdtype
+            entries[name] = torch.from_numpy(np.zeros((size, *shape), dtype=kind))
+        if self.holds_maps:
+            entries |= {"region": torch.zeros(size, 4), "flip": torch.zeros(size, dtype=torch.bool)}
+        return {TARGET + name: entry for name, entry in entries.items()}
+
+    def fill(self, batch: dict[str, Any], index: int, record: np.void, box: Sequence[int], *, flip: bool) -> None:
+        """Puts a record into a row of the batch.
+
+        Args:
+            box, flip: of the view that the student sees; only maps are cut to it.
+        """
+        for name in self.format.stored:
+            batch[TARGET + name][index] = torch.from_numpy(record[name].copy())
+        if self.holds_maps:
+            batch[TARGET + "region"][index] = torch.from_numpy(
+                map_region(record["size"], box, side=self.manifest["image_size"], grid=self.manifest["grid"])
+            )
+            batch[TARGET + "flip"][index] = flip
+
+
+def describe_photos(source: Source) -> dict[str, Any]:
+    """What a recipe says about its photos."""
+    return {"fingerprint": source.fingerprint, "count": int(sum(source.counts))}
+
+
+def map_region(size: Sequence[int], box: Sequence[int], *, side: int, grid: Sequence[int]) -> np.ndarray:
+    """[4] float32 (top, left, bottom, right) in cells of a map: where a box of the photo lies in it.
+
+    Args:
+        size: (H, W) of the photo, which lies in the map's upper left corner, its longest side as long as the map's.
+        box: (top, left, height, width) in pixels of the photo.
+        side: pixels of the image that the teacher saw.
+        grid: (h, w) of the map.
+    """
+    top, left, height, width = box
+    corners = np.array([[top, left], [top + height, left + width]], dtype=np.float64)
+    resized = np.array(longest_side_frame(size, side).input_size)
+    cells = corners * (resized / np.asarray(size)) * (np.asarray(grid) / side)
+    return cells.astype(np.float32).reshape(4)
