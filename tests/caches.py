@@ -9,6 +9,8 @@ import torch
 from conftest import write_folder, write_shards
 from runs import TINY, compose_config
 
+from sami.methods.logs import read_table
+
 TEACHER = ["teacher=timm", "teacher.name=test_vit", "teacher.weights=random"]  # timm's smallest network
 OPTIONS = ["cache.storage=fp32", "cache.num_views=2", "cache.shard_size=6", "cache.batch_size=4", "verify_photos=9"]
 
@@ -68,3 +70,18 @@ def flip_byte(path: Path, offset: int) -> None:
         byte = file.read(1)
         file.seek(offset)
         file.write(bytes([byte[0] ^ 1]))
+
+
+def losses(run: Path) -> list[float]:
+    """The losses that a run logged."""
+    return [value for _, name, value in read_table(run / "metrics.csv") if name in ("train/loss", "val/loss")]
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    """The content of every shard by name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("view*.tar"))}
+
+
+def cached(path: Path) -> list[str]:
+    """Overrides that train from this cache."""
+    return ["teacher=cached", f"teacher.path={path}"]

@@ -2,7 +2,7 @@
 
     python -m sami.benchmark
     python -m sami.benchmark model=vit_t batch_size=64 precision=bf16 teacher=sam_vit_h
-    python -m sami.benchmark stage=segmenter    # EfficientSAM's encoder and decoder, and a step of fine-tuning
+    python -m sami.benchmark stage=segmenter    # EfficientSAM's encoder and decoder
     python -m sami.benchmark stage=encoders     # latency, parameters and multiply-adds of image encoders at 1024
 
 All rows run in turns in one process, so ratios hold on a busy machine too. Share of the matmul rate: operations of
@@ -23,17 +23,9 @@ from omegaconf import DictConfig
 from sami.benchmark.cache import CachedBatches, write_drawn
 from sami.benchmark.encoders import print_encoders
 from sami.benchmark.loading import DrawnPhotos, Loading, PillowLoading
-from sami.benchmark.pretraining import (
-    DESIGNS,
-    Machine,
-    MatrixProduct,
-    Setting,
-    StudentStep,
-    interleave,
-    measure_memory,
-    median_ratio,
-)
-from sami.benchmark.segmenter import print_memory, print_speed
+from sami.benchmark.pretraining import DESIGNS, Setting, StudentStep, measure_memory
+from sami.benchmark.segmenter import print_speed
+from sami.benchmark.timing import Machine, MatrixProduct, interleave, median_ratio
 from sami.data.stream import ViewLoader
 from sami.data.transforms import normalize
 from sami.data.views import PositionSampler
@@ -66,10 +58,8 @@ def choose_machine(cfg: DictConfig) -> Machine:
 
 
 def benchmark_segmenter(cfg: DictConfig) -> None:
-    """Measures and prints the segmenter's tables, then counts a step's memory."""
-    machine = choose_machine(cfg)
-    print_speed(machine, keep_freed_memory, **cfg.segmenter, repetitions=cfg.steps)
-    print_memory(cfg.step, precision=machine.precision)
+    """Measures and prints the segmenter's tables."""
+    print_speed(choose_machine(cfg), **cfg.segmenter, repetitions=cfg.steps)
 
 
 def benchmark(cfg: DictConfig, folder: Path) -> None:

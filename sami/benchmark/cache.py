@@ -12,7 +12,7 @@ from torch import Tensor
 from sami.benchmark.loading import CROPS, DrawnPhotos
 from sami.benchmark.pretraining import Setting
 from sami.cache.reader import CacheReader
-from sami.cache.split import CacheOptions, CacheTask, RunningTeacher
+from sami.cache.split import CacheOptions, CacheSplit, RunningTeacher
 from sami.cache.teacher import CachedTeacher
 from sami.cache.views import ViewsToCache
 from sami.cache.write import Work, write_split
@@ -39,12 +39,12 @@ def write_drawn(folder: Path, photos: DrawnPhotos, teacher: Teacher, setting: Se
         max_broken_rate=0.0,
     )
     views = ViewsToCache(photos, side=setting.image_size, crops=CROPS, seed=0)
-    task = CacheTask("train", options, views, teacher, {"_target_": type(teacher).__name__})
+    split = CacheSplit("train", options, views, teacher, {"_target_": type(teacher).__name__})
     running = RunningTeacher(teacher, precision=options.precision, device=torch.device(setting.device))
-    next_batch = next(iter(task.sample(setting.batch_size)))
+    next_batch = next(iter(split.sample(setting.batch_size)))
     running(next_batch, whole=False)  # warms up
-    work = write_split(task, running, task.claim(running, None), (0, 1), Event())
-    task.finish()
+    work = write_split(split, running, split.claim(running, None), (0, 1), Event())
+    split.finish()
     return work
 
 

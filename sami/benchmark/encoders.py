@@ -7,8 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from sami.benchmark.pretraining import Machine, interleave
-from sami.benchmark.stages import count_flops
+from sami.benchmark.timing import Machine, count_flops, interleave
 from sami.models.build import build_image_encoder
 from sami.models.image_encoders import fuse_branches
 from sami.ops.attention import fastest_attention

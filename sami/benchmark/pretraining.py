@@ -1,13 +1,11 @@
-"""How fast a step is and what it holds in memory, comparable within one run.
+"""A step of pretraining as MAE has it and as here, and what it holds in memory.
 
 B images   N tokens   E target width
 """
 
 import gc
 import resource
-import statistics
 import sys
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +17,7 @@ from torch.optim import AdamW
 from torch.utils.flop_counter import FlopCounterMode
 
 from sami.benchmark.reference_mae import PlainMAE
-from sami.clock import measure_seconds
+from sami.benchmark.timing import Machine
 from sami.losses import feature_loss
 from sami.methods.sami import decay_groups
 from sami.models.decoders import CrossAttentionDecoder
@@ -29,44 +27,6 @@ from sami.ops.attention import fastest_attention
 from sami.ops.masking import split_by_noise
 
 DESIGNS = ("MAE's design", "ours, context all", "ours, context encoder")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What computes.
-
-    Args:
-        precision: "32", or "bf16" for autocast.
-        device: cpu or cuda.
-        threads: of the CPU.
-
-    Raises:
-        ValueError: unknown `precision` or `device`.
-    """
-
-    precision: str
-    device: str
-    threads: int
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("32", "bf16"):
-            raise ValueError(f"precision={self.precision}: choose 32 or bf16")
-        if self.device not in ("cpu", "cuda"):
-            raise ValueError(f"device={self.device}: choose auto, cpu or cuda")
-
-    @property
-    def name(self) -> str:
-        """For a headline."""
-        return torch.cuda.get_device_name() if self.device == "cuda" else f"CPU, {self.threads} threads"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of matrix multiplications."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
-
-    def autocast(self) -> torch.autocast:
-        """The mixed precision of forward passes; does nothing at 32 bits."""
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 @dataclass(frozen=True)
@@ -125,37 +85,6 @@ class StudentStep:
             self.gradients(image, target)
         self.optimizer.zero_grad()
         return counter.get_total_flops()
-
-
-class MatrixProduct:
-    """One product of two large square matrices: the rate that a step is measured against."""
-
-    def __init__(self, setting: Machine) -> None:
-        side = 8192 if setting.device == "cuda" else 2048  # enough to fill the machine, and no more
-        self.a, self.b = torch.randn(2, side, side, device=setting.device, dtype=setting.dtype)
-        self.flops = 2 * side**3
-
-    def __call__(self) -> None:
-        torch.mm(self.a, self.b)
-
-
-def interleave(stages: dict[str, Callable[[], object]], repetitions: int, device: str) -> dict[str, list[float]]:
-    """The seconds of each stage, once per repetition; round by round, so that all see the same weather.
-
-    Every stage runs twice before.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in stages}
-    for repetition in range(-2, repetitions):
-        for name, run in stages.items():
-            elapsed = measure_seconds(run, device)
-            if repetition >= 0:
-                seconds[name].append(elapsed)
-    return seconds
-
-
-def median_ratio(above: list[float], below: list[float]) -> float:
-    """The median over repetitions of above / below, each pair from one repetition."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def measure_memory(setting: Setting, design: str, num_steps: int) -> tuple[int, int]:

@@ -1,26 +1,27 @@
-"""The benchmark's tables of a segmenter: its encoder and decoder beside the released design, and a step's memory.
+"""The benchmark's tables of a segmenter: its image encoder and decoder beside the released design, weights shared.
 
-On a CPU everything is measured twice, in processes of their own. By default glibc hands large freed blocks back to the
-system, and the released design, which needs many, then waits for pages more than it computes; that is how it is used.
-With freed blocks kept (`sami.entry.keep_freed_memory`) only the computing is compared.
+On a CPU glibc is told to keep freed blocks (`keep_freed_memory`), so that computing is compared and not the time in
+which the released design, which needs many large blocks, waits for pages.
+
+Q prompts per image   S pixels per side
 """
 
 import statistics
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from sami.benchmark.pretraining import Machine, MatrixProduct, interleave, median_ratio
-from sami.benchmark.stages import count_flops, decoder_stages, encoder_stages
-from sami.methods.prompting import SamProtocol
-from sami.methods.step_memory import count_step
+from sami.benchmark.reference_sam import decode_tiled, plain_encoder
+from sami.benchmark.timing import Machine, MatrixProduct, count_flops, interleave, median_ratio
+from sami.entry import keep_freed_memory
 from sami.models.build import build_sam
+from sami.models.sam import Sam
 from sami.ops.products import linear
+from sami.ops.prompts import FOREGROUND
 
 BESIDE = ("single calls", "clicks", "tiled")  # what one call of the decoder is compared with
+Stages = dict[str, Callable[[], object]]
 
 
 class Timing(NamedTuple):
@@ -38,7 +39,7 @@ def measure(machine: Machine, models: list[str], image_size: int, num_prompts: i
     """Runs all stages in turns."""
     torch.manual_seed(0)
     torch.set_num_threads(machine.threads)
-    stages: dict[str, Callable[[], object]] = {}
+    stages: Stages = {}
     for name in models:
         sam = build_sam(name, decoder="sam", image_size=image_size).to(machine.device)
         own = encoder_stages(sam, image_size, machine.device)
@@ -69,27 +70,16 @@ def in_precision(call: Callable[[], object], machine: Machine) -> Callable[[], o
     return run
 
 
-def print_speed(
-    machine: Machine,
-    keep_memory: Callable[[], None],
-    *,
-    models: list[str],
-    image_size: int,
-    num_prompts: int,
-    repetitions: int,
-) -> None:
-    """Measures and prints both tables, and on a CPU again in a process that began with `keep_memory`."""
+def print_speed(machine: Machine, *, models: list[str], image_size: int, num_prompts: int, repetitions: int) -> None:
+    """Measures and prints both tables, freed memory kept."""
+    keep_freed_memory()
+    timing = measure(machine, models, image_size, num_prompts, repetitions)
     print(f"{machine.name}, precision {machine.precision}, {image_size} pixels")
-    for kept in (False, True) if machine.device == "cpu" else (False,):
-        begin = keep_memory if kept else None
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=begin) as process:
-            timing = process.submit(measure, machine, list(models), image_size, num_prompts, repetitions).result()
-        print(f"\nfreed memory {'kept' if kept else 'handed back, as by default'}")
-        print_encoders(timing, models)
-        print_decoder(timing, num_prompts)
+    print_encoder_rows(timing, models)
+    print_decoder_rows(timing, num_prompts)
 
 
-def print_encoders(timing: Timing, models: list[str]) -> None:
+def print_encoder_rows(timing: Timing, models: list[str]) -> None:
     """One row for each model."""
     seconds, rate = timing.seconds, max(timing.rates.values())
     rates = ", ".join(f"{name} {value / 1e9:,.0f}" for name, value in timing.rates.items())
@@ -102,7 +92,7 @@ def print_encoders(timing: Timing, models: list[str]) -> None:
         print(f"{name:24}{figures}{median_ratio(released, ours):8.2f}{share:16.2f}" + beside_fp32(timing, ours, name))
 
 
-def print_decoder(timing: Timing, num_prompts: int) -> None:
+def print_decoder_rows(timing: Timing, num_prompts: int) -> None:
     """One call, and each other way."""
     ours = timing.seconds["one call"]
     print(f"{f'decoder, {num_prompts} prompts':24}{'prompts/s':>10}{'one call is faster':>20}")
@@ -119,18 +109,40 @@ def beside_fp32(timing: Timing, ours: list[float], model: str) -> str:
     return f"   {median_ratio(released, ours):.2f} times released in fp32" if released else ""
 
 
-def print_memory(step: Mapping, *, precision: str) -> None:
-    """Counts what a step of fine-tuning with SAM's protocol holds."""
-    protocol = SamProtocol(num_clicks=step["num_clicks"], num_repeats=step["num_repeats"])
-    B, Q, S = step["num_images"], step["num_masks"], step["image_size"]
-    memory = count_step(step["model"], protocol, B=B, Q=Q, S=S, bf16=precision == "bf16")
-    print(
-        f"\na step of {step['model']}, {B} images x {Q} masks, {S} pixels, {protocol.num_rounds} rounds: GiB, counted"
+def encoder_stages(sam: Sam, image_size: int, device: str) -> Stages:
+    """Stages "encoder" and "encoder, released": one image of noise; `sam` with an `EfficientViT`."""
+    image = torch.randn(1, 3, image_size, image_size, device=device)
+    plain = plain_encoder(sam.image_encoder)
+    return without_gradients(
+        {"encoder": lambda: sam.image_encoder(image), "encoder, released": lambda: plain(image)},
     )
-    rows = {
-        "as here, a backward pass after each round": memory.peak,
-        "with method.checkpoint_activations": memory.checkpointed_peak,
-        "if all rounds waited for one backward pass": memory.peak_of_one_backward,
-    }
-    for name, size in rows.items():
-        print(f"{name:46}{size / 2**30:6.1f}")
+
+
+def decoder_stages(sam: Sam, num_prompts: int, device: str) -> Stages:
+    """Three masks for each of Q points on one image, in four ways.
+
+    "one call"; "single calls", each from the image embedding; "clicks", each from what `Sam.prepare` keeps of the
+    image, as in `SamPredictor`; "tiled", in one call as released.
+    """
+    grid = sam.image_size // 16
+    embedding = torch.randn(1, 256, grid, grid, device=device)
+    coords = torch.rand(1, num_prompts, 1, 2, device=device) * sam.image_size
+    labels = torch.full((1, num_prompts, 1), FOREGROUND, device=device)
+
+    def each(decode: Callable, image: object) -> None:
+        for row in range(num_prompts):
+            decode(image, coords[:, row : row + 1], labels[:, row : row + 1], multimask_output=True)
+
+    return without_gradients(
+        {
+            "one call": lambda: sam.decode(embedding, coords, labels, multimask_output=True),
+            "single calls": lambda: each(sam.decode, embedding),
+            "clicks": lambda: each(sam.decode, sam.prepare(embedding)),
+            "tiled": lambda: decode_tiled(sam, embedding, coords, labels, multimask_output=True),
+        }
+    )
+
+
+def without_gradients(stages: Stages) -> Stages:
+    """The same calls as in inference."""
+    return {name: torch.no_grad()(stage) for name, stage in stages.items()}

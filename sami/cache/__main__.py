@@ -18,15 +18,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from sami.cache.codec import FAITHFUL
 from sami.cache.disk import check_space
-from sami.cache.encode import FAITHFUL
 from sami.cache.layout import own_share
 from sami.cache.manifest import MANIFEST, read_manifest
-from sami.cache.map_gap import map_gap
-from sami.cache.plan import print_plan
-from sami.cache.split import CacheOptions, CacheTask, RunningTeacher
+from sami.cache.plan import print_estimate
+from sami.cache.split import CacheOptions, CacheSplit, RunningTeacher
 from sami.cache.teacher import CachedTeacher
-from sami.cache.verify import find_damage, recompute
+from sami.cache.verify import crop_error, find_damage, recompute
 from sami.cache.views import ViewsToCache
 from sami.cache.write import write_split
 from sami.data.photos import PhotoData
@@ -36,10 +35,10 @@ from sami.models.pixel_targets import HogTeacher, PixelTeacher
 
 
 class Job:
-    """What all three commands need: options, photos, teacher, and a task for each split.
+    """What all three commands need: options, photos, teacher, and its splits.
 
     Raises:
-        ValueError: see `CacheOptions` and `CacheTask`; or the teacher is itself a cache.
+        ValueError: see `CacheOptions` and `CacheSplit`; or the teacher is itself a cache.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -47,7 +46,7 @@ class Job:
             raise ValueError("teacher=cached is what a cache is used with; to make one, choose the teacher it replaces")
         self.cfg = cfg
         self.options = CacheOptions(**OmegaConf.to_container(cfg.cache, resolve=True, throw_on_missing=True))
-        self.splits = ("train", "val") if cfg.data.get("val", True) else ("train",)  # the built-in photos have both
+        self.names = ("train", "val") if cfg.data.get("val", True) else ("train",)  # the built-in photos have both
 
     @cached_property
     def data(self) -> PhotoData:
@@ -68,7 +67,7 @@ class Job:
         return RunningTeacher(teacher, precision=self.options.precision, device=device)
 
     @cached_property
-    def tasks(self) -> list[CacheTask]:
+    def splits(self) -> list[CacheSplit]:
         """One for each split."""
         settings = OmegaConf.to_container(self.cfg.teacher, resolve=True)
         settings = {name: value for name, value in settings.items() if name not in ("weights", "max_batch")}
@@ -77,16 +76,16 @@ class Job:
         train = ViewsToCache(data.train_source, side=side, crops=data.crops, seed=data.seed, whole=whole)
         val = data.val_source and ViewsToCache(data.val_source, side=side, crops=None, seed=data.seed, whole=whole)
         views = {"train": train, "val": val}
-        return [CacheTask(split, self.options, views[split], self.running.network, settings) for split in self.splits]
+        return [CacheSplit(name, self.options, views[name], self.running.network, settings) for name in self.names]
 
 
-def plan(job: Job) -> None:
+def estimate(job: Job) -> None:
     """Prints what the cache will cost, and refuses it where the disk is too small."""
-    for task in job.tasks:
-        task.check_claim()
+    for split in job.splits:
+        split.check_claim()
     epochs = job.cfg.schedule.epochs
-    print_plan(job.tasks, job.running, num_batches=job.cfg.plan_batches, epochs=epochs)
-    check_space(job.tasks)
+    print_estimate(job.splits, job.running, num_batches=job.cfg.plan_batches, epochs=epochs)
+    check_space(job.splits)
 
 
 def write(job: Job) -> None:
@@ -94,31 +93,31 @@ def write(job: Job) -> None:
 
     Asked to stop (SIGTERM, SIGUSR1, Ctrl-C) it leaves with `EXIT_REQUEUE`; the same command continues.
     """
-    check_space(job.tasks)
+    check_space(job.splits)
     share, basis, stop = own_share(), None, threading.Event()
     on_signal(stop.set)
-    for task in job.tasks:
-        recipe = task.claim(job.running, basis)
+    for split in job.splits:
+        recipe = split.claim(job.running, basis)
         basis = recipe["basis"]
-        work = write_split(task, job.running, recipe, share, stop)
-        missing = task.finish()
+        work = write_split(split, job.running, recipe, share, stop)
+        missing = split.finish()
         if work.views:
             rate = work.views / work.seconds
-            print(f"{task.split}: {work.views} targets written, {rate:,.1f}/s, teacher idle {work.idle:.1%}")
+            print(f"{split.name}: {work.views} targets written, {rate:,.1f}/s, teacher idle {work.idle:.1%}")
         if missing:
-            print(f"{task.folder}: this process's share is complete; {missing} shards of others are not there yet")
+            print(f"{split.folder}: this process's share is complete; {missing} shards of others are not there yet")
         else:
-            print(f"{task.folder} is complete")
-            tell_what_is_missing(task)
+            print(f"{split.folder} is complete")
+            tell_what_is_missing(split)
 
 
-def tell_what_is_missing(task: CacheTask) -> None:
+def tell_what_is_missing(split: CacheSplit) -> None:
     """Says which photos of a complete split have no target, and whether storing lost more than it should."""
-    manifest = read_manifest(task.folder)
+    manifest = read_manifest(split.folder)
     skipped = [pair for shard in manifest["shards"].values() for pair in shard["skipped"].items()]
     if skipped:
         print(f"{len(skipped)} targets are missing, the first of {skipped[0][0]} ({skipped[0][1]}).")
-        print(f"{task.folder / MANIFEST} lists all. To try these photos again delete their shards, and write again")
+        print(f"{split.folder / MANIFEST} lists all. To try these photos again delete their shards, and write again")
     worst = manifest["error"]["worst_cosine"]
     if manifest["basis"] is None and worst < FAITHFUL:
         print(
@@ -133,8 +132,8 @@ def verify(job: Job) -> None:
         ValueError: damage, listed before; or see `recompute`.
     """
     damage = 0
-    for split in job.splits:
-        for line in find_damage(Path(job.options.path, split)):
+    for name in job.names:
+        for line in find_damage(Path(job.options.path, name)):
             print(line)
             damage += 1
     if damage:
@@ -143,19 +142,20 @@ def verify(job: Job) -> None:
             "`write` makes them anew, and leaves the others as they are"
         )
     print("all records match their checksums")
-    for task in job.tasks if job.cfg.verify_photos > 0 else ():
-        found = recompute(task, job.running, job.cfg.verify_photos)
+    for split in job.splits if job.cfg.verify_photos > 0 else ():
+        found = recompute(split, job.running, job.cfg.verify_photos)
         print(
-            f"{task.split}: {found.num_views} targets computed again: cosine {found.cosine:.6f}, explained variance "
+            f"{split.name}: {found.num_views} targets computed again: cosine {found.cosine:.6f}, explained variance "
             f"{found.explained_variance:.6f}, largest relative error {found.worst_relative_error:.5f}: within the bound"
         )
     if job.cfg.verify_photos > 0 and job.options.kind == "maps":
         print("targets of random crops, cut from maps (an approximation), against the teacher's answer to the crops:")
-        for name, (cosine, explained) in map_gap(job.tasks[0], job.data, job.running, job.cfg.verify_photos).items():
+        crops = crop_error(job.splits[0], job.data, job.running, job.cfg.verify_photos)
+        for name, (cosine, explained) in crops.items():
             print(f"  {name}: cosine {cosine:.4f}, explained variance {explained:.4f}")
 
 
-COMMANDS = {"plan": plan, "write": write, "verify": verify}
+COMMANDS = {"plan": estimate, "write": write, "verify": verify}
 
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="cache")

@@ -7,17 +7,17 @@ import time
 from pathlib import Path
 
 from sami.cache.records import RecordFormat
-from sami.cache.split import CacheTask
+from sami.cache.split import CacheSplit
 
 PROBE_BYTES = 1 << 28  # written to see how fast the disk is
 LEAST_BYTES = 1 << 16
 RESERVE = 0.02  # of the disk stays free
 
 
-def cache_bytes(task: CacheTask, storage: str, channels: int) -> int:
+def cache_bytes(split: CacheSplit, storage: str, channels: int) -> int:
     """Size of all shards of a split."""
-    layout = RecordFormat(storage, task.grid[0] * task.grid[1], channels)
-    return sum(layout.shard_bytes(part.num_photos) for part in task.layout.shards(task.num_views))
+    layout = RecordFormat(storage, split.grid[0] * split.grid[1], channels)
+    return sum(layout.shard_bytes(part.num_photos) for part in split.layout.shards(split.num_views))
 
 
 def measure_disk(folder: Path) -> float:
@@ -35,28 +35,28 @@ def measure_disk(folder: Path) -> float:
     return num_bytes / (time.perf_counter() - begin)
 
 
-def space(tasks: list[CacheTask]) -> tuple[int, int]:
+def disk_space(splits: list[CacheSplit]) -> tuple[int, int]:
     """(bytes that are still to be written, bytes free for them)."""
     needed = 0
-    for task in tasks:
-        layout = RecordFormat(task.options.storage, task.grid[0] * task.grid[1], task.channels)
-        needed += sum(layout.shard_bytes(part.num_photos) for part in task.remaining((0, 1)))
-    disk = shutil.disk_usage(nearest_folder(tasks[0].folder))
+    for split in splits:
+        layout = RecordFormat(split.options.storage, split.grid[0] * split.grid[1], split.channels)
+        needed += sum(layout.shard_bytes(part.num_photos) for part in split.remaining((0, 1)))
+    disk = shutil.disk_usage(nearest_folder(splits[0].folder))
     return needed, max(0, disk.free - int(RESERVE * disk.total))
 
 
-def check_space(tasks: list[CacheTask]) -> None:
+def check_space(splits: list[CacheSplit]) -> None:
     """Refuses what will not fit.
 
     Raises:
         ValueError: the disk is too small for what is still to be written.
     """
-    needed, free = space(tasks)
+    needed, free = disk_space(splits)
     if needed > free:
         raise ValueError(
-            f"{tasks[0].folder.parent} has room for {readable(free)} ({RESERVE:.0%} of the disk stay free), and "
-            f"{readable(needed)} are still to be written. Choose another cache.path, fewer cache.num_views, or a "
-            "smaller cache.storage or cache.channels"
+            f"{splits[0].folder.parent} has room for {readable(free)} ({RESERVE:.0%} of the disk stay free), and "
+            f"{readable(needed)} are still to be written. Choose another path, fewer views (num_views), or a "
+            "smaller storage or fewer channels"
         )
 
 

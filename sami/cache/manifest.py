@@ -99,7 +99,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} holds an unfinished cache, {written} shards of it: the same `python -m sami.cache write` again "
             "makes the rest"
             if begun
-            else f"{folder} holds no cache: make one with python -m sami.cache write cache.path={folder.parent} ..."
+            else f"{folder} holds no cache: make one with `python -m sami.cache write cache.path={folder.parent} ...`"
         )
     manifest = read_json(path)
     if manifest.get("format") != FORMAT_VERSION:

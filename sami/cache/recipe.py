@@ -60,7 +60,7 @@ def find_recipe(folder: Path, recipe: Recipe) -> Recipe | None:
     if differences:
         raise ValueError(
             f"{folder} is a cache made from something else:\n  " + "\n  ".join(differences) + "\n"
-            "Use the same settings to continue it, or another cache.path=... to begin a new one."
+            "Use the same settings to continue it, or another path to begin a new one."
         )
     return before
 

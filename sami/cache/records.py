@@ -100,8 +100,8 @@ class RecordFormat:
             assert (stored[name].dtype, stored[name].shape) == self.dtype[name].subdtype, "else NumPy would cast"
             if stored[name].dtype.kind == "f" and not np.isfinite(stored[name]).all():
                 raise ValueError(
-                    f"its target holds numbers that are infinite, or beyond what cache.storage={self.storage} can "
-                    "hold: try cache.storage=fp32; if that fails too, the teacher gives infinite numbers"
+                    f"its target holds numbers that are infinite, or beyond what storage={self.storage} can "
+                    "hold: try storage=fp32; if that fails too, the teacher gives infinite numbers"
                 )
             record[name] = stored[name]
         record["checksum"] = checksum(record.tobytes())

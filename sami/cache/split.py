@@ -67,17 +67,17 @@ class CacheOptions:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"cache.kind={self.kind!r}: choose {' or '.join(KINDS)}")
+            raise ValueError(f"kind={self.kind!r}: choose {' or '.join(KINDS)}")
         if self.storage not in STORAGES:
-            raise ValueError(f"cache.storage={self.storage!r}: choose {', '.join(STORAGES)}")
+            raise ValueError(f"storage={self.storage!r}: choose {', '.join(STORAGES)}")
         if self.precision not in AUTOCAST:
-            raise ValueError(f"cache.precision={self.precision!r}: choose {', '.join(map(str, AUTOCAST))}")
+            raise ValueError(f"precision={self.precision!r}: choose {', '.join(map(str, AUTOCAST))}")
         for name in ("num_views", "batch_size", "shard_size", "map_size", "channels"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"cache.{name}={value}: give a number from 1")
+                raise ValueError(f"{name}={value}: give a number from 1")
         if self.num_views > 100:
-            raise ValueError(f"cache.num_views={self.num_views}: give at most 100, shards number them by two digits")
+            raise ValueError(f"num_views={self.num_views}: give at most 100, shards number them by two digits")
 
 
 class RunningTeacher:
@@ -105,11 +105,11 @@ class RunningTeacher:
             return self.network({"image": image}).float()
 
 
-class CacheTask:
+class CacheSplit:
     """One split of a cache.
 
     Args:
-        split: train or val.
+        name: train or val.
         options: see there.
         views: the photos as the teacher is to see them.
         teacher: the network.
@@ -120,15 +120,15 @@ class CacheTask:
     """
 
     def __init__(
-        self, split: str, options: CacheOptions, views: ViewsToCache, teacher: Teacher, teacher_settings: dict[str, Any]
+        self, name: str, options: CacheOptions, views: ViewsToCache, teacher: Teacher, teacher_settings: dict[str, Any]
     ) -> None:
         if views.side % teacher.patch_size:
             raise ValueError(f"images of {views.side} pixels are no whole number of patches of {teacher.patch_size}")
         if (options.channels or 0) > teacher.width:
-            raise ValueError(f"cache.channels={options.channels}: targets have {teacher.width}; null keeps all of them")
-        self.split, self.options, self.views = split, options, views
+            raise ValueError(f"channels={options.channels}: targets have {teacher.width}; null keeps all of them")
+        self.name, self.options, self.views = name, options, views
         self.teacher, self.teacher_settings = teacher, teacher_settings
-        self.folder, self.source = Path(options.path, split), views.source
+        self.folder, self.source = Path(options.path, name), views.source
         self.num_views = options.num_views if views.crops else 1
         self.layout = CacheLayout(self.source.counts, options.shard_size)
 
@@ -152,7 +152,7 @@ class CacheTask:
         return {
             "format": FORMAT_VERSION,
             "kind": self.options.kind,
-            "split": self.split,
+            "split": self.name,
             "teacher": self.teacher_settings,
             "teacher_weights": self.teacher.fingerprint,
             "precision": str(self.options.precision),
@@ -187,8 +187,8 @@ class CacheTask:
             held = read_manifest(self.folder)["num_views"]
         if held > self.num_views:
             raise ValueError(
-                f"{self.folder} holds {held} views, cache.num_views={self.num_views} would drop some. Training "
-                f"takes fewer of them with data.num_views={self.num_views}"
+                f"{self.folder} holds {held} views, num_views={self.num_views} would drop some. Training "
+                f"takes fewer of them with num_views={self.num_views} of its data"
             )
 
     def fit_basis(self, running: RunningTeacher) -> list | None:

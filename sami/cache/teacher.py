@@ -35,7 +35,7 @@ class CachedTeacher(Teacher):
         super().__init__(patch_size)
         manifest = open_manifest(Path(path, "train"))
         if name not in (None, teacher_name(manifest)):
-            raise ValueError(f"teacher.name={name}, but the cache {path} holds targets of {teacher_name(manifest)}")
+            raise ValueError(f"name={name}, but the cache {path} holds targets of {teacher_name(manifest)}")
         self.codec, self.width = build_codec(manifest), manifest["width"]
         self.grid, self.holds_maps = tuple(manifest["grid"]), manifest["kind"] == "maps"
         self.fingerprint = recipe_digest(manifest)  # of what the cache is made from

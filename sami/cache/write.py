@@ -15,11 +15,11 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from sami.cache.encode import arrive, encode_and_measure, to_host
+from sami.cache.codec import arrive, encode_and_measure, to_host
 from sami.cache.layout import ShardPart
 from sami.cache.manifest import TOTALS, record_format, write_note
 from sami.cache.records import EXTENSION, MAX_NAME, RecordFormat
-from sami.cache.split import CacheTask, RunningTeacher
+from sami.cache.split import CacheSplit, RunningTeacher
 from sami.cache.teacher import build_codec
 from sami.cache.views import ShardSampler
 from sami.data.stream import ViewLoader
@@ -46,7 +46,7 @@ class Work:
 
 
 def write_split(
-    task: CacheTask,
+    split: CacheSplit,
     running: RunningTeacher,
     recipe: dict[str, Any],
     share: tuple[int, int],
@@ -58,27 +58,27 @@ def write_split(
         Preempted: `stop` was set; the shard under way is left out.
         ValueError: the disk is full, too many photos are broken, or a target is infinite. What was written stays.
     """
-    parts = task.remaining(share)
+    parts = split.remaining(share)
     codec, work = build_codec(recipe).to(running.device), Work()
-    total = sum(part.num_photos for part in list(task.layout.shards(task.num_views))[share[0] :: share[1]])
+    total = sum(part.num_photos for part in list(split.layout.shards(split.num_views))[share[0] :: share[1]])
     left = sum(part.num_photos for part in parts)
-    sampler = ShardSampler(parts, batch_size=task.options.batch_size)
-    loader = ViewLoader(task.views, sampler, num_workers=task.options.num_workers)
+    sampler = ShardSampler(parts, batch_size=split.options.batch_size)
+    loader = ViewLoader(split.views, sampler, num_workers=split.options.num_workers)
     clock = StageClock()
     clock.on_gpu = running.device.type == "cuda"
     begin = time.perf_counter()
     with (
-        tqdm(desc=f"writing {task.split}", total=total, initial=total - left, unit="view") as progress,
-        ShardWriter(task, record_format(recipe), parts, progress) as writer,
+        tqdm(desc=f"writing {split.name}", total=total, initial=total - left, unit="view") as progress,
+        ShardWriter(split, record_format(recipe), parts, progress) as writer,
     ):
         for number, batch in enumerate(loader):
             if stop.is_set():
-                say(f"asked to stop: {task.folder} keeps its finished shards; the same command continues")
+                say(f"asked to stop: {split.folder} keeps its finished shards; the same command continues")
                 raise Preempted
             with clock("teacher"):
-                target = running(batch, whole=task.views.whole)  # [B, N, E]
+                target = running(batch, whole=split.views.whole)  # [B, N, E]
             work.views += len(target)
-            counted = task.views.counted_tokens(batch["head"], task.grid)  # [B, N]
+            counted = split.views.counted_tokens(batch["head"], split.grid)  # [B, N]
             writer.put(batch, *encode_and_measure(codec, target, counted))
             if number % 100 == 99:  # the marks in a GPU's stream are not to pile up
                 work.teaching += clock.collect()["teacher"]
@@ -92,8 +92,8 @@ class ShardWriter:
     Raises, in `put` and on leaving: what went wrong in the thread.
     """
 
-    def __init__(self, task: CacheTask, layout: RecordFormat, parts: list[ShardPart], progress: tqdm) -> None:
-        self.task, self.format, self.parts, self.progress = task, layout, parts, progress
+    def __init__(self, split: CacheSplit, layout: RecordFormat, parts: list[ShardPart], progress: tqdm) -> None:
+        self.split, self.format, self.parts, self.progress = split, layout, parts, progress
         self.batches: queue.Queue = queue.Queue(maxsize=3)
         self.error: BaseException | None = None
         self.cancelled = threading.Event()
@@ -115,7 +115,7 @@ class ShardWriter:
         """Raises what went wrong."""
         if isinstance(self.error, OSError) and self.error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ValueError(
-                f"the disk of {self.task.folder} is full ({self.error.strerror}). All shards that were finished are "
+                f"the disk of {self.split.folder} is full ({self.error.strerror}). All shards that were finished are "
                 "kept: make room, and the same command continues"
             ) from self.error
         if self.error is not None:
@@ -138,17 +138,17 @@ class ShardWriter:
             for part in self.parts:
                 note: dict[str, Any] = dict.fromkeys(TOTALS, 0) | {"skipped": {}}
                 note |= {"worst_cosine": 1.0, "worst_relative_error": 0.0}
-                write_shard(self.task.folder / part.name, self.samples(part, note))
-                size = (self.task.folder / part.name).stat().st_size
+                write_shard(self.split.folder / part.name, self.samples(part, note))
+                size = (self.split.folder / part.name).stat().st_size
                 assert size == self.format.shard_bytes(part.num_photos), "records are not where they are looked for"
                 self.check_last(part)
-                write_note(self.task.folder, part, {"photos": part.num_photos, "bytes": size, **plain(note)})
+                write_note(self.split.folder, part, {"photos": part.num_photos, "bytes": size, **plain(note)})
         except BaseException as error:
             self.error = error
 
     def check_last(self, part: ShardPart) -> None:
         """Reads the last record, whose place depends on all before it."""
-        with open(self.task.folder / part.name, "rb") as file:
+        with open(self.split.folder / part.name, "rb") as file:
             file.seek(self.format.offset(part.num_photos - 1))
             self.format.unpack(file.read(self.format.dtype.itemsize))
 
@@ -168,7 +168,7 @@ class ShardWriter:
                 try:
                     data = self.format.pack(head, {name: array[index] for name, array in stored.items()})
                 except ValueError as error:
-                    where = f"{self.task.source.name(part.unit, row)}, view {part.view}"
+                    where = f"{self.split.source.name(part.unit, row)}, view {part.view}"
                     raise ValueError(f"{where}: {error}") from error
                 yield {"__key__": record_key(batch["keys"][index], row), EXTENSION: data}
             written += len(batch["head"])
@@ -186,12 +186,12 @@ class ShardWriter:
     def count_broken(self, batch: dict[str, Any]) -> None:
         """Raises ValueError when too many photos are broken."""
         self.seen, self.broken = self.seen + len(batch["head"]), self.broken + len(batch["broken"])
-        rate = self.task.options.max_broken_rate
+        rate = self.split.options.max_broken_rate
         if self.broken >= PATIENCE and self.broken > rate * self.seen:
             where, why = batch["broken"][-1]
             raise ValueError(
-                f"{self.broken} of {self.seen} photos cannot be used, more than cache.max_broken_rate={rate}; the last "
-                f"is {where} ({why}). Repair them, or raise cache.max_broken_rate"
+                f"{self.broken} of {self.seen} photos cannot be used, more than max_broken_rate={rate}; the last "
+                f"is {where} ({why}). Repair them, or raise max_broken_rate"
             )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sami.benchmark.encoders import ENCODERS, count_macs, measure_encoders, print_encoders
-from sami.benchmark.pretraining import Machine
+from sami.benchmark.timing import Machine
 from sami.models.build import build_image_encoder
 
 CPU = Machine(precision="32", device="cpu", threads=1)

@@ -1,9 +1,11 @@
 """Targets to what is stored, and back."""
 
+import math
+
 import pytest
 import torch
 
-from sami.cache.codec import STORAGES, TargetCodec
+from sami.cache.codec import STORAGES, TargetCodec, arrive, dequantize, encode_and_measure, quantize, to_host
 from sami.ops.pca import fit_pca
 from sami.ops.resize import area_crop
 
@@ -100,5 +102,99 @@ def test_targets_of_16_bits_are_stored_as_they_are() -> None:
 
 
 def test_unknown_storage() -> None:
-    with pytest.raises(ValueError, match=r"cache.storage='int4': choose fp32, fp16, int8"):
+    with pytest.raises(ValueError, match=r"^storage='int4': choose fp32, fp16, int8"):
         TargetCodec("int4", E)
+
+
+NORMAL = torch.randn(3, 50, 8, generator=torch.Generator().manual_seed(0))
+FEATURES = {
+    "normal": NORMAL,
+    "long tails": NORMAL**5,
+    "skewed": NORMAL.exp(),
+    "1e4": 1e4 * NORMAL,
+    "1e-4": 1e-4 * NORMAL,
+    "every magnitude": NORMAL * torch.logspace(-4, 4, 8) + torch.linspace(-1e4, 1e4, 8),
+    "one outlier": torch.cat([NORMAL, torch.full((3, 1, 8), 1e3)], dim=1),
+    "offset": 1e3 + 0.1 * NORMAL,
+    "offset between two numbers of 16 bits": 10_003 + 0.01 * NORMAL,
+    "constant": NORMAL[:, :1].expand(-1, 50, -1),
+    "constant and large": torch.full((1, 4, 2), 65_519.0),
+    "zero": torch.zeros(1, 4, 2),
+    "one token": NORMAL[:, :1],
+    "1e-6": 1e-6 * NORMAL,
+    "1e-7": 1e-7 * NORMAL,
+}
+
+
+@pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES.keys())
+def test_no_number_is_off_by_more_than_half_a_step(features: torch.Tensor) -> None:
+    codes, center, scale = quantize(features)
+    assert (codes.dtype, center.dtype, scale.dtype) == (torch.int8, torch.float16, torch.float16)
+    assert codes.shape == features.shape and center.shape == scale.shape == (len(features), features.shape[2])
+    step = scale.double()[:, None]
+    exact = center.double()[:, None] + codes.double() * step
+    assert (step > 0).all()
+    assert ((exact - features.double()).abs() <= step * 0.50001).all()  # 127, in 32 bits, is itself off by 1e-5
+    torch.testing.assert_close(dequantize(codes, center, scale), exact.float(), rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("name", ["normal", "long tails", "1e4", "one outlier"])
+def test_a_step_is_a_254th_of_the_range(name: str) -> None:
+    codes, _, scale = quantize(FEATURES[name])
+    low, high = FEATURES[name].aminmax(dim=1)
+    torch.testing.assert_close(scale.float(), (high - low) / 254, rtol=4e-3, atol=0)
+    assert codes.amax() == 127 and codes.amin() == -127
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(7e4, 7.1e4), (-7.1e4, -7e4), (-1e7, 1e7), (0, 3e38), (-1, math.inf), (0, math.nan)]
+)
+def test_what_does_not_fit_is_infinite(low: float, high: float) -> None:
+    _, center, scale = quantize(torch.tensor([[[low, 1.0], [high, 2.0]]]))
+    assert (center.isfinite() & scale.isfinite()).tolist() == [[False, True]]
+
+
+def test_each_image_and_channel_has_its_own_range() -> None:
+    codes, center, scale = quantize(NORMAL)
+    for image in range(3):
+        for channel in range(8):
+            alone = quantize(NORMAL[image : image + 1, :, channel : channel + 1])
+            assert torch.equal(alone[0][0, :, 0], codes[image, :, channel])
+            assert (alone[1], alone[2]) == (center[image, channel], scale[image, channel])
+
+
+def test_a_mean_of_codes_is_the_mean_of_what_they_stand_for() -> None:
+    codes, center, scale = quantize(FEATURES["offset"])
+    weights = torch.rand(7, 50, generator=torch.Generator().manual_seed(1)).softmax(dim=1)
+    expected = weights @ dequantize(codes, center, scale)
+    torch.testing.assert_close(dequantize(weights @ codes.float(), center, scale), expected)
+
+
+def test_figures_are_those_of_the_counted_tokens() -> None:
+    B, N, E = 3, 6, 4
+    torch.manual_seed(0)
+    target = 3 + torch.randn(B, N, E)
+    counted = torch.rand(B, N) < 0.6
+    counted[1] = False
+    target[~counted] = 1000  # padding, which is stored but is no figure's business
+    stored, figures = encode_and_measure(TargetCodec("fp16", E), target, counted)
+    assert stored["values"].shape == (B, N, E)
+    decoded = stored["values"].float()
+    for image in range(B):
+        exact, found = target[image][counted[image]], decoded[image][counted[image]]  # [T, E]
+        assert figures["tokens"][image] == len(exact) and figures["views"][image] == (len(exact) > 0)
+        torch.testing.assert_close(figures["sum"][image], exact.double().sum(0))
+        torch.testing.assert_close(figures["sum_of_squares"][image], exact.double().square().sum(0), rtol=1e-6, atol=0)
+        error = (found - exact).double().square().sum()
+        torch.testing.assert_close(figures["squared_error"][image], error, rtol=1e-4, atol=1e-12)
+        if len(exact):
+            cosine = torch.cosine_similarity(found, exact, dim=1).double().mean()
+            torch.testing.assert_close(figures["cosine"][image], cosine)
+            relative = (error / exact.double().square().sum()).sqrt()
+            torch.testing.assert_close(figures["relative_error"][image], relative, rtol=1e-4, atol=1e-12)
+    assert figures["relative_error"][1] == figures["cosine"][1] == 0
+
+
+def test_to_host_and_back() -> None:
+    copies, event = to_host({"a": torch.arange(3)}, torch.device("cpu"))
+    assert event is None and arrive(copies, event)["a"].tolist() == [0, 1, 2]

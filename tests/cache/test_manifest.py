@@ -101,7 +101,7 @@ def test_differences_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as error:
         claim_cache(tmp_path, other, None, lambda: None)
     lines = str(error.value).splitlines()
-    assert lines[0] == f"{tmp_path} is a cache made from something else:" and "cache.path" in lines[-1]
+    assert lines[0] == f"{tmp_path} is a cache made from something else:" and "another path" in lines[-1]
     assert [line.strip() for line in lines[1:-1]] == [
         "grid: [2, 2] in the cache, [4, 4] now",
         "precision: None in the cache, 32 now",

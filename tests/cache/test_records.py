@@ -107,7 +107,7 @@ def test_infinite_targets_are_refused(storage: str, field: str, number: float) -
     layout = RecordFormat(storage, 4, 3)
     stored = draw_stored(layout, 0)
     stored[field].flat[-1] = number
-    with pytest.raises(ValueError, match=rf"target holds numbers .* cache.storage={storage} can hold"):
+    with pytest.raises(ValueError, match=rf"target holds numbers .* storage={storage} can hold"):
         layout.pack(draw_head(12), stored)
 
 

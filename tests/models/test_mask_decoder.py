@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sami.benchmark.reference_sam import decode_tiled
-from sami.benchmark.stages import count_flops
+from sami.benchmark.timing import count_flops
 from sami.models import mask_decoder
 from sami.models.build import build_image_encoder
 from sami.models.sam import Sam
