@@ -77,7 +77,7 @@ def compare_formats(split: CacheSplit, targets: Tensor, counted: Tensor) -> list
     wanted = {(storage, width) for storage in STORAGES} | {("int8", c) for c in (256, 128, 64, 32) if c < width}
     wanted.add((split.options.storage, split.channels))
     formats = []
-    for storage, channels in sorted(wanted, key=lambda pair: -STORAGES[pair[0]] * pair[1]):
+    for storage, channels in sorted(wanted, key=lambda pair: (-STORAGES[pair[0]] * pair[1], pair)):
         basis = fit_pca(fitted, channels) if channels < width else None
         figures = encode_and_measure(TargetCodec(storage, width, basis), targets, counted)[1]
         num_tokens = figures["tokens"].sum()
