@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from sami.benchmark.cache import CachedBatches, write_drawn
 from sami.benchmark.encoders import print_encoders
-from sami.benchmark.loading import DrawnPhotos, Loading, PillowLoading
+from sami.benchmark.loading import DrawnImages, Loading, PillowLoading
 from sami.benchmark.pretraining import DESIGNS, Setting, StudentStep, measure_memory
 from sami.benchmark.segmenter import print_speed
 from sami.benchmark.timing import Machine, MatrixProduct, interleave, median_ratio
@@ -91,9 +91,9 @@ def benchmark(cfg: DictConfig, folder: Path) -> None:
         with setting.autocast():
             return teacher({"image": image}).float()  # [B, N, E]
 
-    photos = DrawnPhotos(64, size=cfg.photo_size)
+    drawn = DrawnImages(64, size=cfg.photo_size)
     load, load_with_pillow = (
-        kind(photos, batch_size=cfg.batch_size, side=cfg.model.image_size) for kind in (Loading, PillowLoading)
+        kind(drawn, batch_size=cfg.batch_size, side=cfg.model.image_size) for kind in (Loading, PillowLoading)
     )
 
     endless = PositionSampler(batch_size=cfg.batch_size, rank=0, world_size=1, num_batches=10**9, first_batch=0)
@@ -105,8 +105,8 @@ def benchmark(cfg: DictConfig, folder: Path) -> None:
             target = teacher(batch).float()
         steps["ours, context all"](batch["image"], target)
 
-    writing = write_drawn(folder, photos, teacher, setting, num_workers=cfg.num_workers)
-    cached = CachedBatches(folder, photos, setting, num_workers=cfg.num_workers)
+    writing = write_drawn(folder, drawn, teacher, setting, num_workers=cfg.num_workers)
+    cached = CachedBatches(folder, drawn, setting, num_workers=cfg.num_workers)
 
     target = teach()
     seconds = interleave(

@@ -9,7 +9,7 @@ from threading import Event
 import torch
 from torch import Tensor
 
-from sami.benchmark.loading import CROPS, DrawnPhotos
+from sami.benchmark.loading import CROPS, DrawnImages
 from sami.benchmark.pretraining import Setting
 from sami.cache.reader import CacheReader
 from sami.cache.split import CacheOptions, CacheSplit, RunningTeacher
@@ -23,12 +23,12 @@ from sami.data.views import PositionSampler, TrainViews
 from sami.models.teachers import Teacher
 
 
-def write_drawn(folder: Path, photos: DrawnPhotos, teacher: Teacher, setting: Setting, *, num_workers: int) -> Work:
+def write_drawn(folder: Path, images: DrawnImages, teacher: Teacher, setting: Setting, *, num_workers: int) -> Work:
     """Writes a cache of int8 views, twenty batches of them, and says how busy the teacher was."""
     options = CacheOptions(
         path=str(folder),
         kind="views",
-        num_views=-(-20 * setting.batch_size // sum(photos.counts)),
+        num_views=-(-20 * setting.batch_size // sum(images.counts)),
         storage="int8",
         channels=None,
         map_size=1024,
@@ -38,7 +38,7 @@ def write_drawn(folder: Path, photos: DrawnPhotos, teacher: Teacher, setting: Se
         num_workers=num_workers,
         max_broken_rate=0.0,
     )
-    views = ViewsToCache(photos, side=setting.image_size, crops=CROPS, seed=0)
+    views = ViewsToCache(images, side=setting.image_size, crops=CROPS, seed=0)
     split = CacheSplit("train", options, views, teacher, {"_target_": type(teacher).__name__})
     running = RunningTeacher(teacher, precision=options.precision, device=torch.device(setting.device))
     next_batch = next(iter(split.sample(setting.batch_size)))
@@ -53,16 +53,16 @@ class CachedBatches:
 
     Args:
         folder: what `write_drawn` wrote.
-        photos: for which.
+        images: for which.
     """
 
-    def __init__(self, folder: Path, photos: DrawnPhotos, setting: Setting, *, num_workers: int) -> None:
-        order = ShuffledOrder(photos.counts, seed=0, window=1, epoch_size=sum(photos.counts))
+    def __init__(self, folder: Path, images: DrawnImages, setting: Setting, *, num_workers: int) -> None:
+        order = ShuffledOrder(images.counts, seed=0, window=1, epoch_size=sum(images.counts))
         num_tokens = (setting.image_size // 16) ** 2
-        reader = CacheReader(folder / "train", photos)
+        reader = CacheReader(folder / "train", images)
         views_of_cache = {"cache": reader, "num_views": reader.num_views}
         views = TrainViews(
-            photos, order, seed=0, side=setting.image_size, num_tokens=num_tokens, crops=CROPS, **views_of_cache
+            images, order, seed=0, side=setting.image_size, num_tokens=num_tokens, crops=CROPS, **views_of_cache
         )
         endless = PositionSampler(batch_size=setting.batch_size, rank=0, world_size=1, num_batches=10**9, first_batch=0)
         self.stream = iter(ViewLoader(views, endless, num_workers=num_workers))

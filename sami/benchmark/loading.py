@@ -1,4 +1,4 @@
-"""How fast one core turns photos into crops, beside Pillow doing the same.
+"""How fast one core turns images into crops, beside Pillow doing the same.
 
 S pixels per side of a crop
 """
@@ -20,18 +20,18 @@ from sami.data.views import Batch, TrainViews
 CROPS = RandomCrops(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)
 
 
-class DrawnPhotos:
+class DrawnImages:
     """A source of JPEGs in memory, so that decoding is measured and no disk.
 
     Args:
-        num_photos: how many scenes to draw.
-        size: pixels per side; 400 is about what ImageNet's photos have, 256 what `sami.pack short_side=256` leaves.
+        num_images: how many scenes to draw.
+        size: pixels per side; 400 is about what ImageNet's images have, 256 what `sami.pack short_side=256` leaves.
     """
 
-    def __init__(self, num_photos: int, *, size: int) -> None:
-        scenes = [draw_scene(0, index, size=size).image for index in range(num_photos)]
+    def __init__(self, num_images: int, *, size: int) -> None:
+        scenes = [draw_scene(0, index, size=size).image for index in range(num_images)]
         self.files = [simplejpeg.encode_jpeg(image, quality=90, colorsubsampling="420") for image in scenes]
-        self.counts = [num_photos]
+        self.counts = [num_images]
         self.fingerprint = hashlib.sha256(b"".join(self.files)).hexdigest()
 
     def name(self, unit: int, row: int) -> str:
@@ -51,14 +51,14 @@ class Loading:
     """Loads the next batch of training crops at each call.
 
     Args:
-        photos: where they come from.
+        images: where they come from.
         batch_size: of a call.
         side: S.
     """
 
-    def __init__(self, photos: DrawnPhotos, *, batch_size: int, side: int) -> None:
-        order = ShuffledOrder(photos.counts, seed=0, window=1, epoch_size=sum(photos.counts))
-        self.views = TrainViews(photos, order, seed=0, side=side, num_tokens=(side // 16) ** 2, crops=CROPS)
+    def __init__(self, images: DrawnImages, *, batch_size: int, side: int) -> None:
+        order = ShuffledOrder(images.counts, seed=0, window=1, epoch_size=sum(images.counts))
+        self.views = TrainViews(images, order, seed=0, side=side, num_tokens=(side // 16) ** 2, crops=CROPS)
         self.batch_size, self.next = batch_size, 0
 
     def __call__(self) -> Batch:
@@ -72,7 +72,7 @@ class Loading:
 
 
 class PillowLoading(Loading):
-    """The same photos and kind of crops by the usual pipeline: decode, crop and resize in Pillow, then to a tensor."""
+    """The same images and kind of crops by the usual pipeline: decode, crop and resize in Pillow, then to a tensor."""
 
     def load(self, positions: range) -> Batch:
         """`image` uint8 [B, 3, S, S]."""

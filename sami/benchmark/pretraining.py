@@ -46,7 +46,7 @@ class Setting(Machine):
     target_width: int
 
     def images(self) -> Tensor:
-        """[B, 3, H, W] noise, normalised as photos are."""
+        """[B, 3, H, W] noise, normalised as images are."""
         return torch.randn(self.batch_size, 3, self.image_size, self.image_size, device=self.device)
 
 

@@ -35,7 +35,7 @@ from sami.models.pixel_targets import HogTeacher, PixelTeacher
 
 
 class Job:
-    """What all three commands need: options, photos, teacher, and its splits.
+    """What all three commands need: options, images, teacher, and its splits.
 
     Raises:
         ValueError: see `CacheOptions` and `CacheSplit`; or the teacher is itself a cache.
@@ -46,11 +46,11 @@ class Job:
             raise ValueError("teacher=cached is what a cache is used with; to make one, choose the teacher it replaces")
         self.cfg = cfg
         self.options = CacheOptions(**OmegaConf.to_container(cfg.cache, resolve=True, throw_on_missing=True))
-        self.names = ("train", "val") if cfg.data.get("val", True) else ("train",)  # the built-in photos have both
+        self.names = ("train", "val") if cfg.data.get("val", True) else ("train",)  # the built-in images have both
 
     @cached_property
     def data(self) -> PhotoData:
-        """The photos."""
+        """The images."""
         return instantiate(self.cfg.data)
 
     @cached_property
@@ -112,12 +112,12 @@ def write(job: Job) -> None:
 
 
 def tell_what_is_missing(split: CacheSplit) -> None:
-    """Says which photos of a complete split have no target, and whether storing lost more than it should."""
+    """Says which images of a complete split have no target, and whether storing lost more than it should."""
     manifest = read_manifest(split.folder)
     skipped = [pair for shard in manifest["shards"].values() for pair in shard["skipped"].items()]
     if skipped:
         print(f"{len(skipped)} targets are missing, the first of {skipped[0][0]} ({skipped[0][1]}).")
-        print(f"{split.folder / MANIFEST} lists all. To try these photos again delete their shards, and write again")
+        print(f"{split.folder / MANIFEST} lists all. To try these images again delete their shards, and write again")
     worst = manifest["error"]["worst_cosine"]
     if manifest["basis"] is None and worst < FAITHFUL:
         print(

@@ -17,7 +17,7 @@ RESERVE = 0.02  # of the disk stays free
 def cache_bytes(split: CacheSplit, storage: str, channels: int) -> int:
     """Size of all shards of a split."""
     layout = RecordFormat(storage, split.grid[0] * split.grid[1], channels)
-    return sum(layout.shard_bytes(part.num_photos) for part in split.layout.shards(split.num_views))
+    return sum(layout.shard_bytes(part.num_images) for part in split.layout.shards(split.num_views))
 
 
 def measure_disk(folder: Path) -> float:
@@ -40,7 +40,7 @@ def disk_space(splits: list[CacheSplit]) -> tuple[int, int]:
     needed = 0
     for split in splits:
         layout = RecordFormat(split.options.storage, split.grid[0] * split.grid[1], split.channels)
-        needed += sum(layout.shard_bytes(part.num_photos) for part in split.remaining((0, 1)))
+        needed += sum(layout.shard_bytes(part.num_images) for part in split.remaining((0, 1)))
     disk = shutil.disk_usage(nearest_folder(splits[0].folder))
     return needed, max(0, disk.free - int(RESERVE * disk.total))
 

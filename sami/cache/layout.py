@@ -8,23 +8,23 @@ import numpy as np
 
 
 class ShardPart(NamedTuple):
-    """One shard of a cache: a view of consecutive photos of a unit (an image shard, or a whole folder)."""
+    """One shard of a cache: a view of consecutive images of a unit (an image shard, or a whole folder)."""
 
     name: str
     view: int
     unit: int
     first_row: int
-    num_photos: int
+    num_images: int
 
 
 class CacheLayout:
     """Units are cut into equal parts, and a shard holds one view of one part.
 
-    So a pass over the photos reads whole shards, whatever the number of views, and views can be added later.
+    So a pass over the images reads whole shards, whatever the number of views, and views can be added later.
 
     Args:
-        counts: photos of each unit.
-        shard_size: photos of a shard, at most.
+        counts: images of each unit.
+        shard_size: images of a shard, at most.
     """
 
     def __init__(self, counts: Sequence[int], shard_size: int) -> None:
@@ -34,7 +34,7 @@ class CacheLayout:
         self.first_part = np.concatenate([[0], np.cumsum(num_parts)])  # [units + 1]
 
     def locate(self, unit: int, row: int, view: int) -> tuple[str, int]:
-        """(shard, number of the record in it) of a view of a photo."""
+        """(shard, number of the record in it) of a view of an image."""
         part, number = divmod(row, int(self.part_sizes[unit]))
         return shard_file(view, int(self.first_part[unit]) + part), number
 

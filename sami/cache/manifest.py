@@ -1,8 +1,8 @@
 """What a cache says of itself.
 
-    recipe.json          what it is made from, see `cache_recipe`
-    view00-000000.tar    records of one view of some photos, see `cache_records`
-    view00-000000.json   that shard's size, hash, sums of targets, photos left out; written after it
+    recipe.json          what it is made from, see `cache.recipe`
+    view00-000000.tar    records of one view of some images, see `cache.records`
+    view00-000000.json   that shard's size, hash, sums of targets, images left out; written after it
     manifest.json        everything together; written when the last shard is there
 
 E target width

@@ -41,12 +41,12 @@ def print_estimate(splits: list[CacheSplit], running: RunningTeacher, *, num_bat
     disk = measure_disk(nearest_folder(split.folder))
     on_gpu = running.device.type == "cuda"
     machine = torch.cuda.get_device_name() if on_gpu else f"CPU with {torch.get_num_threads()} threads"
-    num_records, num_photos = sum(each.num_records for each in splits), sum(split.source.counts)
+    num_records, num_images = sum(each.num_records for each in splits), sum(split.source.counts)
     what = "a map" if split.views.whole else f"{split.num_views} views"
-    print(f"{num_records:,} targets of {split.grid[0]}x{split.grid[1]}x{split.teacher.width}: {what} of each photo")
+    print(f"{num_records:,} targets of {split.grid[0]}x{split.grid[1]}x{split.teacher.width}: {what} of each image")
     print(f"teacher: {rate:,.1f} images/s on this {machine}, {split.options.precision}")
     print(f"         {num_records / rate / 3600:,.2f} hours to write the cache")
-    print(f"         {epochs * num_photos / rate / 3600:,.2f} hours in {epochs} epochs of training without it")
+    print(f"         {epochs * num_images / rate / 3600:,.2f} hours in {epochs} epochs of training without it")
     print(f"disk: {disk / 1e6:,.0f} MB/s\n")
     names = ("storage", "channels", "size", "minutes of disk", "mean cosine", "worst", "explained variance")
     print("{:>8}{:>10}{:>10}{:>17}{:>13}{:>10}{:>20}".format(*names))
@@ -93,7 +93,7 @@ def measure_teacher(split: CacheSplit, running: RunningTeacher, num_batches: int
     """Images per second of the teacher on this machine; the targets [n, N, E] it gave, and which tokens count [n, N].
 
     Raises:
-        ValueError: no photo can be used, or no batch is asked for.
+        ValueError: no image can be used, or no batch is asked for.
     """
     if num_batches < 1:
         raise ValueError(f"plan_batches={num_batches}: give a number from 1")
@@ -108,5 +108,5 @@ def measure_teacher(split: CacheSplit, running: RunningTeacher, num_batches: int
         targets.append(results[0].cpu()[torch.from_numpy(valid)])
         counted.append(split.views.counted_tokens(batch["head"][valid], split.grid))
     if not sum(map(len, targets)):
-        raise ValueError(f"none of the photos that were tried of {split.name} can be used")
+        raise ValueError(f"none of the images that were tried of {split.name} can be used")
     return 1 / statistics.median(seconds), torch.cat(targets), torch.cat(counted)

@@ -1,4 +1,4 @@
-"""Reading targets back, any record by its photo and view.
+"""Reading targets back, any record by its image and view.
 
 B images   N tokens   C stored channels
 """
@@ -25,14 +25,14 @@ SAME_IN_SPLITS = ("kind", "teacher", "teacher_weights", "precision", "width", "s
 
 
 class CacheReader:
-    """One split of a cache, for the photos it was made from. Memory holds the manifest and some open files.
+    """One split of a cache, for the images it was made from. Memory holds the manifest and some open files.
 
     Args:
         folder: of the split.
-        source: the photos.
+        source: the images.
 
     Raises:
-        ValueError: see `open_manifest`; or the photos are others.
+        ValueError: see `open_manifest`; or the images are others.
     """
 
     max_open = 96  # several shuffle windows of shards
@@ -40,7 +40,7 @@ class CacheReader:
     def __init__(self, folder: Path, source: Source) -> None:
         self.folder = folder
         self.manifest = open_manifest(folder)
-        self.check({"photos": describe_photos(source)})
+        self.check({"photos": describe_images(source)})
         self.format = record_format(self.manifest)
         self.layout = CacheLayout(source.counts, self.manifest["shard_size"])
         self._opened: OrderedDict[str, int] = OrderedDict()
@@ -51,12 +51,12 @@ class CacheReader:
 
     @property
     def holds_maps(self) -> bool:
-        """Whether records are maps of whole photos, else targets of views."""
+        """Whether records are maps of whole images, else targets of views."""
         return self.manifest["kind"] == "maps"
 
     @property
     def num_views(self) -> int:
-        """Records of each photo."""
+        """Records of each image."""
         return self.manifest["num_views"]
 
     def check(self, expected: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ class CacheReader:
         return self._opened[name]
 
     def read(self, unit: int, row: int, view: int) -> np.void:
-        """The record of a view of a photo.
+        """The record of a view of an image.
 
         Raises:
             BrokenImage: this record cannot be used; the message names its shard and says why.
@@ -95,18 +95,18 @@ class CacheReader:
             raise BrokenImage(f"cache {self.folder / shard}, record {number}: {error}") from error
         if (record["row"], record["view"]) != (row, view):
             raise BrokenImage(
-                f"cache {self.folder / shard}, record {number}: it belongs to photo {record['row']}, view "
-                f"{record['view']}, not to photo {row}, view {view}"
+                f"cache {self.folder / shard}, record {number}: it belongs to image {record['row']}, view "
+                f"{record['view']}, not to image {row}, view {view}"
             )
         if not record["valid"]:
             raise BrokenImage("it was broken when the cache was written")
         return record
 
     def read_for(self, photo: Photo, unit: int, row: int, view: int) -> np.void:
-        """`read`, for the very bytes of this photo.
+        """`read`, for the very bytes of this image.
 
         Raises:
-            BrokenImage: see `read`; or the photo has changed since.
+            BrokenImage: see `read`; or the image has changed since.
         """
         record = self.read(unit, row, view)
         if record["photo"] != photo_checksum(photo.image):
@@ -139,17 +139,17 @@ class CacheReader:
             batch[TARGET + "flip"][index] = flip
 
 
-def describe_photos(source: Source) -> dict[str, Any]:
-    """What a recipe says about its photos."""
+def describe_images(source: Source) -> dict[str, Any]:
+    """What a recipe says about its images."""
     return {"fingerprint": source.fingerprint, "count": int(sum(source.counts))}
 
 
 def map_region(size: Sequence[int], box: Sequence[int], *, side: int, grid: Sequence[int]) -> np.ndarray:
-    """[4] float32 (top, left, bottom, right) in cells of a map: where a box of the photo lies in it.
+    """[4] float32 (top, left, bottom, right) in cells of a map: where a box of the image lies in it.
 
     Args:
-        size: (H, W) of the photo, which lies in the map's upper left corner, its longest side as long as the map's.
-        box: (top, left, height, width) in pixels of the photo.
+        size: (H, W) of the image, which lies in the map's upper left corner, its longest side as long as the map's.
+        box: (top, left, height, width) in pixels of the image.
         side: pixels of the image that the teacher saw.
         grid: (h, w) of the map.
     """

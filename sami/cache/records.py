@@ -1,4 +1,4 @@
-"""One record of a cache: a view of a photo and its target, with a checksum, always of the same size.
+"""One record of a cache: a view of an image and its target, with a checksum, always of the same size.
 
 In its shard a record is `{key}.view.npy`, a NumPy array of one structured element: `numpy.load` and webdataset read it
 without this project. Records of one size lie at places that can be computed, so a reader needs no index.
@@ -20,13 +20,13 @@ MAX_NAME = 100  # bytes; longer names take a tar header of their own
 
 HEAD = np.dtype(
     [
-        ("row", "<i8"),  # of the photo in its unit: image shard or folder
+        ("row", "<i8"),  # of the image in its unit: image shard or folder
         ("view", "<i8"),
         ("photo", "<u4"),  # CRC-32 of the image file
-        ("size", "<i4", 2),  # (H, W) of the photo
-        ("box", "<i4", 4),  # (top, left, height, width) of the view, in pixels of the photo
+        ("size", "<i4", 2),  # (H, W) of the image
+        ("box", "<i4", 4),  # (top, left, height, width) of the view, in pixels of the image
         ("flip", "?"),
-        ("valid", "?"),  # False: the photo was broken when the cache was written
+        ("valid", "?"),  # False: the image was broken when the cache was written
     ]
 )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from sami.cache.codec import STORAGES
 from sami.cache.layout import CacheLayout, ShardPart
 from sami.cache.manifest import finish_cache, read_manifest, read_note
-from sami.cache.reader import describe_photos
+from sami.cache.reader import describe_images
 from sami.cache.recipe import FORMAT_VERSION, Recipe, claim_cache, find_recipe
 from sami.cache.views import ViewsToCache
 from sami.data.order import locate_in_file_order
@@ -29,7 +29,7 @@ from sami.ops.pca import fit_pca
 KINDS = ("views", "maps")
 AUTOCAST = {32: None, "32": None, "32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 PCA_TOKENS = 50_000  # enough for a covariance of 1,280 channels, if they come from
-PCA_PHOTOS = 64  # at least
+PCA_IMAGES = 64  # at least
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ class CacheOptions:
 
     Args:
         path: folder of the cache; splits are folders in it.
-        kind: views (what the teacher says of each fixed view) or maps (what it says of each whole photo).
-        num_views: K, of each training photo; maps have one.
+        kind: views (what the teacher says of each fixed view) or maps (what it says of each whole image).
+        num_views: K, of each training image; maps have one.
         storage: fp32, fp16 or int8.
         channels: principal components that are kept; None keeps all channels.
-        map_size: pixels per side of a whole photo, padded, for maps.
+        map_size: pixels per side of a whole image, padded, for maps.
         precision: of the teacher, as Lightning spells it.
         batch_size: images that are loaded and pass the teacher at once.
-        shard_size: photos of a shard, at most.
+        shard_size: images of a shard, at most.
         num_workers: loading processes.
-        max_broken_rate: broken photos over all above which writing stops.
+        max_broken_rate: broken images over all above which writing stops.
 
     Raises:
         ValueError: a choice that does not exist, or a number out of range.
@@ -111,7 +111,7 @@ class CacheSplit:
     Args:
         name: train or val.
         options: see there.
-        views: the photos as the teacher is to see them.
+        views: the images as the teacher is to see them.
         teacher: the network.
         teacher_settings: how it was built, without where its weights lie; part of the recipe.
 
@@ -144,7 +144,7 @@ class CacheSplit:
 
     @cached_property
     def num_records(self) -> int:
-        """Views of photos."""
+        """Views of images."""
         return self.num_views * sum(self.source.counts)
 
     def describe(self) -> Recipe:
@@ -162,7 +162,7 @@ class CacheSplit:
             "storage": self.options.storage,
             "channels": self.channels,
             "transform": self.views.describe(),
-            "photos": describe_photos(self.source),
+            "photos": describe_images(self.source),
             "shard_size": self.options.shard_size,
         }
 
@@ -192,21 +192,21 @@ class CacheSplit:
             )
 
     def fit_basis(self, running: RunningTeacher) -> list | None:
-        """Mean and components of the targets of some photos, spread over all; None where all channels are kept."""
+        """Mean and components of the targets of some images, spread over all; None where all channels are kept."""
         if self.channels == self.teacher.width:
             return None
-        num_photos = max(PCA_PHOTOS, -(-PCA_TOKENS // (self.grid[0] * self.grid[1])))
-        say(f"measuring principal components on {num_photos} photos")
+        num_images = max(PCA_IMAGES, -(-PCA_TOKENS // (self.grid[0] * self.grid[1])))
+        say(f"measuring principal components on {num_images} images")
         tokens = []
-        for batch in self.sample(num_photos):
+        for batch in self.sample(num_images):
             counted = self.views.counted_tokens(batch["head"], self.grid)  # [B, N]
             tokens.append(running(batch, whole=self.views.whole).cpu()[counted])
         return [part.tolist() for part in fit_pca(torch.cat(tokens), self.channels)]
 
-    def sample(self, num_photos: int) -> ViewLoader:
-        """Batches of a view of some photos each, at equal distances in the whole split."""
+    def sample(self, num_images: int) -> ViewLoader:
+        """Batches of a view of some images each, at equal distances in the whole split."""
         total = sum(self.source.counts)
-        numbers = torch.linspace(0, total - 1, min(num_photos, total)).long().unique().tolist()
+        numbers = torch.linspace(0, total - 1, min(num_images, total)).long().unique().tolist()
         places = [(*locate_in_file_order(self.source.counts, number), number % self.num_views) for number in numbers]
         batches = [places[i : i + self.options.batch_size] for i in range(0, len(places), self.options.batch_size)]
         return ViewLoader(self.views, batches, num_workers=self.options.num_workers)

@@ -19,7 +19,7 @@ class CachedTeacher(Teacher):
     """Targets from the records that the loader read, instead of a network.
 
     A cache of views holds the teacher's answer to the very view that the student sees: exact but for the storage. One
-    of maps holds its answer to the whole photo, and a view's target is the mean of the map over the area of each
+    of maps holds its answer to the whole image, and a view's target is the mean of the map over the area of each
     token. That is an approximation: what a network says of a crop is not a crop of what it says of the whole.
 
     Args:
@@ -68,9 +68,9 @@ def teacher_name(recipe: dict[str, Any]) -> str:
 def describe(manifest: dict[str, Any]) -> str:
     """A cache in one line."""
     channels = f", {manifest['channels']} of {manifest['width']} channels" if manifest["basis"] else ""
-    what = "maps of whole photos (an approximation)" if manifest["kind"] == "maps" else "views per photo"
+    what = "maps of whole images (an approximation)" if manifest["kind"] == "maps" else "views per image"
     return (
-        f"{teacher_name(manifest)} (weights {manifest['teacher_weights']}) on {manifest['photos']['count']} photos: "
+        f"{teacher_name(manifest)} (weights {manifest['teacher_weights']}) on {manifest['photos']['count']} images: "
         f"{manifest['num_views']} {what}, {manifest['grid'][0]}x{manifest['grid'][1]}x{manifest['width']}, "
         f"{manifest['storage']}{channels}, mean cosine to the exact target {manifest['error']['cosine']:.6f}"
     )

@@ -69,11 +69,11 @@ def find_damage(folder: Path) -> Iterator[str]:
 
 
 @torch.no_grad()
-def recompute(split: CacheSplit, running: RunningTeacher, num_photos: int) -> Agreement:
-    """How some records, spread over all, agree with what the teacher says of these photos now.
+def recompute(split: CacheSplit, running: RunningTeacher, num_images: int) -> Agreement:
+    """How some records, spread over all, agree with what the teacher says of these images now.
 
     Raises:
-        ValueError: the cache is of other photos, or of a teacher with other weights or settings; see `read_again`; or a
+        ValueError: the cache is of other images, or of a teacher with other weights or settings; see `read_again`; or a
             target is further off than the manifest states.
     """
     reader = CacheReader(split.folder, split.source)
@@ -83,7 +83,7 @@ def recompute(split: CacheSplit, running: RunningTeacher, num_photos: int) -> Ag
     codec = build_codec(reader.manifest).to(running.device)
     stated = reader.manifest["error"]["worst_relative_error"] + TOLERANCE[reader.manifest["precision"]]
     stored, exact, worst, num_views = [], [], 0.0, 0
-    for batch in split.sample(num_photos):
+    for batch in split.sample(num_images):
         found = {index: read_again(split, reader, batch, index) for index in range(len(batch["places"]))}
         found = {index: record for index, record in found.items() if record is not None}
         if not found:
@@ -105,15 +105,15 @@ def recompute(split: CacheSplit, running: RunningTeacher, num_photos: int) -> Ag
         stored.append(decoded[counted].cpu())  # [T, E]
         exact.append(target[counted].cpu())
     if not stored:
-        raise ValueError(f"none of the {num_photos} photos tried has a target in {split.folder}")
+        raise ValueError(f"none of the {num_images} images tried has a target in {split.folder}")
     return Agreement(num_views, *agreement(torch.cat(stored), torch.cat(exact)), worst)
 
 
 def read_again(split: CacheSplit, reader: CacheReader, batch: Batch, index: int) -> np.void | None:
-    """The record of a photo of the batch, None where the photo was broken and still is.
+    """The record of an image of the batch, None where the image was broken and still is.
 
     Raises:
-        ValueError: the photo, or the view drawn of it, is not what it was when the record was written.
+        ValueError: the image, or the view drawn of it, is not what it was when the record was written.
     """
     unit, row, view = batch["places"][index]
     head, where = batch["head"][index], f"{split.source.name(unit, row)}, view {view}"
@@ -126,7 +126,7 @@ def read_again(split: CacheSplit, reader: CacheReader, batch: Batch, index: int)
         return None
     if not head["valid"]:
         raise ValueError(
-            f"{where}: the photo cannot be read any more, {dict(batch['broken'])[split.source.name(unit, row)]}"
+            f"{where}: the image cannot be read any more, {dict(batch['broken'])[split.source.name(unit, row)]}"
         )
     if record["photo"] != head["photo"]:
         raise ValueError(f"{where}: the image has changed since its targets were written to {split.folder}")
@@ -148,11 +148,11 @@ def agreement(stored: Tensor, exact: Tensor) -> tuple[float, float]:
 
 @torch.no_grad()
 def crop_error(
-    split: CacheSplit, data: PhotoData, running: RunningTeacher, num_photos: int
+    split: CacheSplit, data: PhotoData, running: RunningTeacher, num_images: int
 ) -> dict[str, tuple[float, float]]:
     """What cutting crops out of maps costs: cosine and explained variance against the teacher's answer to the crops.
 
-    It sees them as a run with the teacher online would show them, and enlarged to the size of the whole photos.
+    It sees them as a run with the teacher online would show them, and enlarged to the size of the whole images.
 
     Args:
         split: of maps.
@@ -164,7 +164,7 @@ def crop_error(
     wanted = (side // split.teacher.patch_size,) * 2
     cut: list[Tensor] = []
     exact: dict[int, list[Tensor]] = {side: [], enlarged: []}
-    for batch in split.sample(num_photos):
+    for batch in split.sample(num_images):
         places = [place for place, head in zip(batch["places"], batch["head"], strict=True) if head["valid"]]
         if not places:
             continue

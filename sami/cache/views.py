@@ -1,4 +1,4 @@
-"""The images that a teacher sees when a cache is written: fixed views of photos, or whole photos.
+"""What a teacher sees when a cache is written: fixed views of images, or whole images.
 
 B images   S pixels per side
 """
@@ -31,17 +31,17 @@ Place = tuple[int, int, int]  # unit, row, view
 
 
 class ViewsToCache(Dataset):
-    """Photos as the teacher is to see them, by place; broken ones are black.
+    """Images as the teacher is to see them, by place; broken ones are black.
 
     A batch holds `image` uint8 [B, 3, S, S], `head`, an array of dtype `HEAD` [B], `places` and `keys`, lists of B,
     and `broken`, a list of (where, why).
 
     Args:
-        source: where photos come from.
+        source: where images come from.
         side: S.
-        crops: for the fixed views of training. None: the centre of each photo, as validation sees it.
+        crops: for the fixed views of training. None: the centre of each image, as validation sees it.
         seed: of the crops.
-        whole: the whole photo, padded to a square, instead of either.
+        whole: the whole image, padded to a square, instead of either.
     """
 
     def __init__(self, source: Source, *, side: int, crops: RandomCrops | None, seed: int, whole: bool = False) -> None:
@@ -49,7 +49,7 @@ class ViewsToCache(Dataset):
         self.crops = None if whole else crops
 
     def describe(self) -> dict[str, Any]:
-        """What the images depend on, besides the photos and `side`; an entry of the cache's recipe."""
+        """What the views depend on, besides the images and `side`; an entry of the cache's recipe."""
         if self.whole:
             return {"version": TRANSFORM_VERSION, "whole": "longest side, padded"}
         if self.crops is None:
@@ -84,7 +84,7 @@ class ViewsToCache(Dataset):
         return {"image": image, "head": head, "places": places, "keys": keys, "broken": broken}
 
     def counted_tokens(self, head: np.ndarray, grid: tuple[int, int]) -> Tensor:
-        """[B, N] bool: the tokens that show a photo; not those of broken ones, and not the padding around whole ones.
+        """[B, N] bool: the tokens that show an image; not those of broken ones, and not the padding around whole ones.
 
         Args:
             head: of a batch.
@@ -110,12 +110,12 @@ class ShardSampler(Sampler[list[Place]]):
 
     def __iter__(self) -> Iterator[list[Place]]:
         for part in self.parts:
-            rows = range(part.first_row, part.first_row + part.num_photos)
-            for start in range(0, part.num_photos, self.batch_size):
+            rows = range(part.first_row, part.first_row + part.num_images)
+            for start in range(0, part.num_images, self.batch_size):
                 yield [(part.unit, row, part.view) for row in rows[start : start + self.batch_size]]
 
     def __len__(self) -> int:
-        return sum(-(-part.num_photos // self.batch_size) for part in self.parts)
+        return sum(-(-part.num_images // self.batch_size) for part in self.parts)
 
 
 def describe_center() -> dict[str, Any]:

@@ -28,7 +28,7 @@ from sami.methods.preemption import Preempted
 from sami.methods.progress import say
 from sami.methods.throughput import StageClock
 
-PATIENCE = 10  # broken photos before their rate counts
+PATIENCE = 10  # broken images before their rate counts
 
 
 @dataclass
@@ -56,12 +56,12 @@ def write_split(
 
     Raises:
         Preempted: `stop` was set; the shard under way is left out.
-        ValueError: the disk is full, too many photos are broken, or a target is infinite. What was written stays.
+        ValueError: the disk is full, too many images are broken, or a target is infinite. What was written stays.
     """
     parts = split.remaining(share)
     codec, work = build_codec(recipe).to(running.device), Work()
-    total = sum(part.num_photos for part in list(split.layout.shards(split.num_views))[share[0] :: share[1]])
-    left = sum(part.num_photos for part in parts)
+    total = sum(part.num_images for part in list(split.layout.shards(split.num_views))[share[0] :: share[1]])
+    left = sum(part.num_images for part in parts)
     sampler = ShardSampler(parts, batch_size=split.options.batch_size)
     loader = ViewLoader(split.views, sampler, num_workers=split.options.num_workers)
     clock = StageClock()
@@ -140,23 +140,23 @@ class ShardWriter:
                 note |= {"worst_cosine": 1.0, "worst_relative_error": 0.0}
                 write_shard(self.split.folder / part.name, self.samples(part, note))
                 size = (self.split.folder / part.name).stat().st_size
-                assert size == self.format.shard_bytes(part.num_photos), "records are not where they are looked for"
+                assert size == self.format.shard_bytes(part.num_images), "records are not where they are looked for"
                 self.check_last(part)
-                write_note(self.split.folder, part, {"photos": part.num_photos, "bytes": size, **plain(note)})
+                write_note(self.split.folder, part, {"photos": part.num_images, "bytes": size, **plain(note)})
         except BaseException as error:
             self.error = error
 
     def check_last(self, part: ShardPart) -> None:
         """Reads the last record, whose place depends on all before it."""
         with open(self.split.folder / part.name, "rb") as file:
-            file.seek(self.format.offset(part.num_photos - 1))
+            file.seek(self.format.offset(part.num_images - 1))
             self.format.unpack(file.read(self.format.dtype.itemsize))
 
     def samples(self, part: ShardPart, note: dict[str, Any]) -> Iterator[dict[str, str | bytes]]:
         """The samples of one shard. Adds to `note` what it is to say."""
-        rows = iter(range(part.first_row, part.first_row + part.num_photos))
+        rows = iter(range(part.first_row, part.first_row + part.num_images))
         written = 0
-        while written < part.num_photos:
+        while written < part.num_images:
             batch, *copies = self.take()
             stored, figures = (arrive(*copy) for copy in copies)
             add_figures(note, figures)
@@ -184,13 +184,13 @@ class ShardWriter:
                     raise InterruptedError from None
 
     def count_broken(self, batch: dict[str, Any]) -> None:
-        """Raises ValueError when too many photos are broken."""
+        """Raises ValueError when too many images are broken."""
         self.seen, self.broken = self.seen + len(batch["head"]), self.broken + len(batch["broken"])
         rate = self.split.options.max_broken_rate
         if self.broken >= PATIENCE and self.broken > rate * self.seen:
             where, why = batch["broken"][-1]
             raise ValueError(
-                f"{self.broken} of {self.seen} photos cannot be used, more than max_broken_rate={rate}; the last "
+                f"{self.broken} of {self.seen} images cannot be used, more than max_broken_rate={rate}; the last "
                 f"is {where} ({why}). Repair them, or raise max_broken_rate"
             )
 
@@ -210,6 +210,6 @@ def plain(note: dict[str, Any]) -> dict[str, Any]:
 
 
 def record_key(key: str, row: int) -> str:
-    """The photo's own key where it fits into a plain tar header, so that records can be joined with their photos."""
+    """The image's own key where it fits into a plain tar header, so that records can be joined with their images."""
     fits = key.isascii() and len(f"{key}.{EXTENSION}") <= MAX_NAME and "." not in key.rpartition("/")[2]
     return key if fits else f"{row:08d}"

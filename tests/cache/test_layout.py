@@ -20,8 +20,8 @@ def test_every_record_has_one_place(counts: list[int], shard_size: int) -> None:
     assert len({part.name for part in parts}) == len(parts)
     places = {}
     for part in parts:
-        assert 0 < part.num_photos <= shard_size
-        for number in range(part.num_photos):
+        assert 0 < part.num_images <= shard_size
+        for number in range(part.num_images):
             place = part.unit, part.first_row + number, part.view
             assert place not in places
             places[place] = part.name, number
@@ -33,7 +33,7 @@ def test_every_record_has_one_place(counts: list[int], shard_size: int) -> None:
 def test_the_parts_of_a_unit_are_about_equal() -> None:
     sizes = {}
     for part in CacheLayout(COUNTS, 8).shards(1):
-        sizes.setdefault(part.unit, []).append(part.num_photos)
+        sizes.setdefault(part.unit, []).append(part.num_images)
     assert sizes == {0: [7, 6], 1: [1], 2: [8], 3: [8, 8, 8, 6], 4: [7], 5: [5, 4]}
 
 

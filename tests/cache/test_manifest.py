@@ -35,7 +35,7 @@ RECIPE_HERE = {
 def draw_target(part: ShardPart) -> np.ndarray:
     """[photos, N, E] float64, of a mean and spread of its own."""
     rng = np.random.default_rng([part.view, part.unit, part.first_row])
-    return rng.normal(part.first_row - 50, 1 + part.view, (part.num_photos, N, E)) * [1, 10, 0]
+    return rng.normal(part.first_row - 50, 1 + part.view, (part.num_images, N, E)) * [1, 10, 0]
 
 
 def write_part(folder: Path, part: ShardPart) -> None:
@@ -45,11 +45,11 @@ def write_part(folder: Path, part: ShardPart) -> None:
     head["valid"] = True
     files = [layout.pack(head, {"values": values.astype(np.float32)}) for values in target]
     write_shard(folder / part.name, ({"__key__": str(i), EXTENSION: data} for i, data in enumerate(files)))
-    note = {"photos": part.num_photos, "bytes": (folder / part.name).stat().st_size, "skipped": {}}
-    note |= {"views": part.num_photos, "tokens": part.num_photos * N}
+    note = {"photos": part.num_images, "bytes": (folder / part.name).stat().st_size, "skipped": {}}
+    note |= {"views": part.num_images, "tokens": part.num_images * N}
     note |= {"sum": target.sum((0, 1)).tolist(), "sum_of_squares": np.square(target).sum((0, 1)).tolist()}
     cosine = 0.9 + part.first_row / 100  # of each photo
-    note |= {"cosine": cosine * part.num_photos, "worst_cosine": cosine, "worst_relative_error": part.first_row / 10}
+    note |= {"cosine": cosine * part.num_images, "worst_cosine": cosine, "worst_relative_error": part.first_row / 10}
     write_note(folder, part, {**note, "squared_error": 7.0})
 
 
@@ -181,7 +181,7 @@ def test_a_manifest_says_what_its_shards_hold(tmp_path: Path) -> None:
     assert {**RECIPE_HERE, "basis": None}.items() <= manifest.items()
     for part in parts:
         content = (tmp_path / part.name).read_bytes()
-        facts = {"photos": part.num_photos, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        facts = {"photos": part.num_images, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         assert manifest["shards"][part.name] == {**facts, "skipped": {}}
     assert manifest["shards"].keys() == {part.name for part in parts}
 
@@ -190,7 +190,7 @@ def test_a_manifest_says_what_its_shards_hold(tmp_path: Path) -> None:
     assert statistics["tokens"] == len(tokens) == 7 * NUM_VIEWS * N
     np.testing.assert_allclose(statistics["mean"], tokens.mean(0), rtol=1e-12)
     np.testing.assert_allclose(statistics["variance"], tokens.var(0), rtol=1e-9)
-    cosines = [0.9 + part.first_row / 100 for part in parts for _ in range(part.num_photos)]
+    cosines = [0.9 + part.first_row / 100 for part in parts for _ in range(part.num_images)]
     assert error["cosine"] == pytest.approx(np.mean(cosines)) and error["worst_cosine"] == min(cosines)
     assert error["worst_relative_error"] == max(part.first_row for part in parts) / 10
     assert error["explained_variance"] == pytest.approx(1 - 7 * len(parts) / (tokens.var(0).sum() * len(tokens)))

@@ -181,7 +181,7 @@ def test_photos_broken_at_writing_are_skipped_alike(tmp_path: Path) -> None:
     for path in sorted(photos.rglob("*.jpg"))[:11]:
         path.write_bytes(b"no image")
     code, said = cache_says("write", [*data, f"cache.path={tmp_path}/hopeless"], tmp_path)
-    assert code == 2 and "photos cannot be used, more than max_broken_rate=0.01" in said
+    assert code == 2 and "images cannot be used, more than max_broken_rate=0.01" in said
 
 
 def test_standardised_targets_come_from_the_manifest_and_leave_with_the_head(

@@ -74,7 +74,7 @@ def test_verify_speaks_of_photos_that_were_or_became_broken(tmp_path: Path) -> N
     first.write_bytes(b"no image")
     second.write_bytes(b"no image")
     code, said = cache_says("verify", data, tmp_path)
-    assert code == 2 and "the photo cannot be read any more" in said
+    assert code == 2 and "the image cannot be read any more" in said
 
 
 def test_verify_asks_for_no_more_views_than_there_are(made: tuple[list[str], Path], tmp_path: Path) -> None:

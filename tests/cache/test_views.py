@@ -67,6 +67,6 @@ def test_batches_end_with_their_shard() -> None:
     batches = list(ShardSampler(parts, batch_size=2))
     assert len(batches) == len(ShardSampler(parts, batch_size=2)) == 10
     assert [place for batch in batches for place in batch] == [
-        (part.unit, part.first_row + row, part.view) for part in parts for row in range(part.num_photos)
+        (part.unit, part.first_row + row, part.view) for part in parts for row in range(part.num_images)
     ]
     assert max(len(np.unique([place[2] for place in batch])) for batch in batches) == 1
