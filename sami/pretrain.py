@@ -11,8 +11,8 @@ The same command again continues the run.
 import hydra
 from omegaconf import DictConfig
 
+from sami.cache.teacher import CachedTeacher
 from sami.cli import explain_errors, print0
-from sami.targets.cached import CachedTeacher
 from sami.training import prepare, train
 
 

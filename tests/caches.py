@@ -9,6 +9,8 @@ import torch
 from conftest import write_folder, write_shards
 from runs import TINY, compose_config
 
+from sami.callbacks.metrics_table import read_table
+
 TEACHER = ["teacher=timm", "teacher.name=test_vit", "teacher.weights=random"]  # timm's smallest network
 OPTIONS = ["cache.storage=fp32", "cache.num_views=2", "cache.shard_size=6", "cache.batch_size=4", "verify_photos=9"]
 
@@ -28,7 +30,7 @@ def cache_in(command: str, overrides: list[str], environment: dict[str, str], lo
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    from sami import cache
+    from sami.cache import __main__ as cache
     from sami.cli import explain_errors
 
     config = compose_config([f"command={command}", *TINY, *TEACHER, *OPTIONS, *overrides], name="cache")
@@ -41,7 +43,7 @@ def start_cache(
 ) -> Any:
     """Starts it, and gives the process; what it prints goes to `log`."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sami.pretrain", "sami.cache", "runs"])
+    context.set_forkserver_preload(["sami.pretrain", "sami.cache.__main__", "runs"])
     process = context.Process(target=cache_in, args=(command, overrides, environment or {}, str(log)))
     process.start()
     return process
@@ -68,3 +70,18 @@ def flip_byte(path: Path, offset: int) -> None:
         byte = file.read(1)
         file.seek(offset)
         file.write(bytes([byte[0] ^ 1]))
+
+
+def losses(run: Path) -> list[float]:
+    """The losses that a run logged."""
+    return [value for _, name, value in read_table(run / "metrics.csv") if name in ("train/loss", "val/loss")]
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    """The content of every shard by name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("view*.tar"))}
+
+
+def cached(path: Path) -> list[str]:
+    """Overrides that train from this cache."""
+    return ["teacher=cached", f"teacher.path={path}"]

@@ -29,7 +29,7 @@ def test_conf_groups_are_listed() -> None:
 
 def test_commands_name_entries_and_choices_that_exist() -> None:
     for entry in re.findall(r"python -m sami\.(\w+)", README):
-        assert (ROOT / "sami" / f"{entry}.py").exists(), entry
+        assert any((ROOT / "sami" / name).exists() for name in (f"{entry}.py", f"{entry}/__main__.py")), entry
     for experiment in re.findall(r"\+experiment=([\w/]+)", README):
         assert Path(CONF, "experiment", f"{experiment}.yaml").exists(), experiment
     for script in re.findall(r"`(jobs/[\w.]+)", README):

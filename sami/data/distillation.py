@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sami.data.cache_reader import SAME_IN_SPLITS, TARGET, CacheReader
+from sami.cache.reader import SAME_IN_SPLITS, TARGET, CacheReader
 from sami.data.datasets import EvalSet, Index, Row, TrainSet
 from sami.data.images import BrokenImage, image_size
 from sami.data.loading import check_positive

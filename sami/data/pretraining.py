@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sami.data.cache_reader import CacheReader, open_caches
-from sami.data.cache_views import CENTER
+from sami.cache.reader import CacheReader, open_caches
+from sami.cache.views import CENTER
 from sami.data.crops import RandomCrops, center_crop_box, crop_and_resize
 from sami.data.datasets import EvalSet, Index, Row, TrainSet
 from sami.data.images import image_size

@@ -12,11 +12,11 @@ from masked_photos import write_coco, write_sa1b_folder, write_sa1b_tars
 from runs import TINY, compose_config
 
 from sami import cache
-from sami.data.cache_records import HEAD
-from sami.data.cache_views import ViewsToCache
+from sami.cache.records import HEAD
+from sami.cache.teacher import CachedTeacher
+from sami.cache.views import ViewsToCache
 from sami.data.distillation import WholeImageData
 from sami.data.square import content_cells
-from sami.targets.cached import CachedTeacher
 
 OPTIONS = {
     **{"image_size": 64, "resize_mode": "pad", "num_prompts": 3, "num_val_masks": 2, "seed": 0},

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sami.benchmark.reference_sam import decode_tiled
+from sami.benchmark.timing import count_flops
 from sami.models import mask_decoder
 from sami.models.build import build_image_encoder
 from sami.models.sam import Sam
-from sami.predict.released_design import decode_tiled
-from sami.predict.speed import count_flops
 
 SIDE = 8  # cells of the test's images, 128 pixels
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sami.models.mae import PlainMAE
+from sami.benchmark.reference_mae import PlainMAE
 from sami.models.sami import SAMI, CrossAttentionBlock, CrossAttentionDecoder, SelfAttentionDecoder
 from sami.models.vit import ViT
 from sami.ops.masking import MaskSplit, split_by_noise, take_tokens

@@ -2,8 +2,8 @@ import pytest
 import timm
 import torch
 
+from sami.benchmark.reference_sam import plain_encoder
 from sami.models.image_encoders.efficient_sam import EfficientSAMEncoder
-from sami.predict.released_design import plain_encoder
 
 
 def photo(H: int = 64, W: int = 96, B: int = 2) -> torch.Tensor:

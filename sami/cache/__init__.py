@@ -1,0 +1,1 @@
+"""A teacher's targets on disk: written once, read in every epoch."""

@@ -1,0 +1,190 @@
+"""Reading targets back, any record by its image and view.
+
+B images   N tokens   C stored channels
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sami.cache.layout import CacheLayout
+from sami.cache.manifest import open_manifest, record_format
+from sami.cache.recipe import compare
+from sami.cache.views import describe_center, describe_crops
+from sami.data.crops import RandomCrops, photo_checksum
+from sami.data.images import BrokenImage
+from sami.data.mask_sources import MaskSource
+from sami.data.sources import Source
+from sami.ops.frames import longest_side_frame
+
+TARGET = "target_"  # begins the names of a batch's entries that come from a cache
+SAME_IN_SPLITS = ("kind", "teacher", "teacher_weights", "precision", "width", "storage", "channels", "basis")
+
+
+class CacheReader:
+    """One split of a cache, for the images it was made from. Memory holds the manifest and some open files.
+
+    Args:
+        folder: of the split.
+        source: the images.
+
+    Raises:
+        ValueError: see `open_manifest`; or the images are others.
+    """
+
+    max_open = 96  # several shuffle windows of shards
+
+    def __init__(self, folder: Path, source: Source | MaskSource) -> None:
+        self.folder = folder
+        self.manifest = open_manifest(folder)
+        self.check({"photos": describe_images(source)})
+        self.format = record_format(self.manifest)
+        self.layout = CacheLayout(source.counts, self.manifest["shard_size"])
+        self._opened: OrderedDict[str, int] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Open files do not travel to worker processes that are not forked."""
+        return {**self.__dict__, "_opened": OrderedDict()}
+
+    @property
+    def holds_maps(self) -> bool:
+        """Whether records are maps of whole images, else targets of views."""
+        return self.manifest["kind"] == "maps"
+
+    @property
+    def num_views(self) -> int:
+        """Records of each image."""
+        return self.manifest["num_views"]
+
+    def check(self, expected: dict[str, Any]) -> None:
+        """Compares entries of the manifest with what this run needs.
+
+        Raises:
+            ValueError: they differ; the message lists all differences.
+        """
+        found = {name: self.manifest[name] for name in expected}
+        if differences := compare(found, expected):
+            raise ValueError(
+                f"the cache {self.folder} does not fit this run:\n  " + "\n  ".join(differences) + "\n"
+                "Give the run these settings, or write another cache for it."
+            )
+
+    def open_shard(self, name: str) -> int:
+        """The file descriptor of a shard."""
+        if name not in self._opened:
+            self._opened[name] = os.open(self.folder / name, os.O_RDONLY)
+            if len(self._opened) > self.max_open:
+                os.close(self._opened.popitem(last=False)[1])
+        self._opened.move_to_end(name)
+        return self._opened[name]
+
+    def read(self, unit: int, row: int, view: int) -> np.void:
+        """The record of a view of an image.
+
+        Raises:
+            BrokenImage: this record cannot be used; the message names its shard and says why.
+        """
+        shard, number = self.layout.locate(unit, row, view)
+        try:
+            data = os.pread(self.open_shard(shard), self.format.dtype.itemsize, self.format.offset(number))
+            record = self.format.unpack(data)
+        except (OSError, ValueError) as error:
+            raise BrokenImage(f"cache {self.folder / shard}, record {number}: {error}") from error
+        if (record["row"], record["view"]) != (row, view):
+            raise BrokenImage(
+                f"cache {self.folder / shard}, record {number}: it belongs to image {record['row']}, view "
+                f"{record['view']}, not to image {row}, view {view}"
+            )
+        if not record["valid"]:
+            raise BrokenImage("it was broken when the cache was written")
+        return record
+
+    def read_for(self, image: bytes, unit: int, row: int, view: int) -> np.void:
+        """`read`, for the very bytes of this image file.
+
+        Raises:
+            BrokenImage: see `read`; or the image has changed since.
+        """
+        record = self.read(unit, row, view)
+        if record["photo"] != photo_checksum(image):
+            raise BrokenImage("the image has changed since the cache was written: its targets are another picture's")
+        return record
+
+    def entries(self, record: np.void, box: Sequence[int], *, flip: bool) -> dict[str, Tensor]:
+        """A record as entries of a batch's row.
+
+        Args:
+            box, flip: of the view that the student sees; only maps are cut to it.
+        """
+        entries = {name: torch.from_numpy(record[name].copy()) for name in self.format.stored}
+        if self.holds_maps:
+            region = map_region(record["size"], box, side=self.manifest["image_size"], grid=self.manifest["grid"])
+            entries |= {"region": torch.from_numpy(region), "flip": torch.tensor(bool(flip))}
+        return {TARGET + name: entry for name, entry in entries.items()}
+
+    def blank(self) -> dict[str, Tensor]:
+        """`entries` of an image that is not there."""
+        record = np.zeros(1, dtype=self.format.dtype)
+        record["size"] = 1  # a map's frame divides by it
+        return self.entries(record[0], (0, 0, 0, 0), flip=False)
+
+
+def open_caches(
+    folder: Path,
+    train_source: Source,
+    val_source: Source | None,
+    *,
+    crops: RandomCrops,
+    num_views: int | None,
+    image_size: int,
+    grid: list[int],
+) -> tuple[CacheReader, CacheReader | None]:
+    """The targets of training crops and of validation.
+
+    Args:
+        crops, image_size, grid: of the student's views; maps suit any.
+        num_views: fixed views of each image, None for all there are.
+
+    Raises:
+        ValueError: see `CacheReader`; the views of the cache are not those of this run, or it has none for validation,
+            or `num_views` asks for more than it holds.
+    """
+    train = CacheReader(folder / "train", train_source)
+    val = CacheReader(folder / "val", val_source) if val_source else None
+    if val:  # one codec decodes both
+        val.check({name: train.manifest[name] for name in SAME_IN_SPLITS})
+    if not train.holds_maps:
+        views = {"image_size": image_size, "grid": grid}
+        train.check({**views, "transform": describe_crops(crops, seed=train.manifest["transform"]["seed"])})
+        if val:
+            val.check({**views, "transform": describe_center()})
+        if (num_views or 1) > train.num_views:
+            raise ValueError(f"num_views={num_views}, but the cache {folder} holds {train.num_views}")
+    return train, val
+
+
+def describe_images(source: Source | MaskSource) -> dict[str, Any]:
+    """What a recipe says about its images."""
+    return {"fingerprint": source.fingerprint, "count": int(sum(source.counts))}
+
+
+def map_region(size: Sequence[int], box: Sequence[int], *, side: int, grid: Sequence[int]) -> np.ndarray:
+    """[4] float32 (top, left, bottom, right) in cells of a map: where a box of the image lies in it.
+
+    Args:
+        size: (H, W) of the image, which lies in the map's upper left corner, its longest side as long as the map's.
+        box: (top, left, height, width) in pixels of the image.
+        side: pixels of the image that the teacher saw.
+        grid: (h, w) of the map.
+    """
+    top, left, height, width = box
+    corners = np.array([[top, left], [top + height, left + width]], dtype=np.float64)
+    resized = np.array(longest_side_frame((int(size[0]), int(size[1])), side).input_size)
+    cells = corners * (resized / np.asarray(size)) * (np.asarray(grid) / side)
+    return cells.astype(np.float32).reshape(4)
