@@ -16,15 +16,13 @@ from torch import Tensor
 from sami.cache.layout import CacheLayout
 from sami.cache.manifest import open_manifest, record_format
 from sami.cache.recipe import compare
-from sami.cache.views import describe_center, describe_crops
-from sami.data.crops import RandomCrops, photo_checksum
+from sami.data.crops import photo_checksum
 from sami.data.images import BrokenImage
 from sami.data.mask_sources import MaskSource
 from sami.data.sources import Source
 from sami.ops.frames import longest_side_frame
 
 TARGET = "target_"  # begins the names of a batch's entries that come from a cache
-SAME_IN_SPLITS = ("kind", "teacher", "teacher_weights", "precision", "width", "storage", "channels", "basis")
 
 
 class CacheReader:
@@ -128,45 +126,16 @@ class CacheReader:
             entries |= {"region": torch.from_numpy(region), "flip": torch.tensor(bool(flip))}
         return {TARGET + name: entry for name, entry in entries.items()}
 
+    def whole_entries(self, record: np.void) -> dict[str, Tensor]:
+        """`entries` of a map as it is, padding and all."""
+        region = torch.tensor([0.0, 0.0, *self.manifest["grid"]])
+        return {**self.entries(record, record["box"], flip=False), f"{TARGET}region": region}
+
     def blank(self) -> dict[str, Tensor]:
         """`entries` of an image that is not there."""
         record = np.zeros(1, dtype=self.format.dtype)
         record["size"] = 1  # a map's frame divides by it
         return self.entries(record[0], (0, 0, 0, 0), flip=False)
-
-
-def open_caches(
-    folder: Path,
-    train_source: Source,
-    val_source: Source | None,
-    *,
-    crops: RandomCrops,
-    num_views: int | None,
-    image_size: int,
-    grid: list[int],
-) -> tuple[CacheReader, CacheReader | None]:
-    """The targets of training crops and of validation.
-
-    Args:
-        crops, image_size, grid: of the student's views; maps suit any.
-        num_views: fixed views of each image, None for all there are.
-
-    Raises:
-        ValueError: see `CacheReader`; the views of the cache are not those of this run, or it has none for validation,
-            or `num_views` asks for more than it holds.
-    """
-    train = CacheReader(folder / "train", train_source)
-    val = CacheReader(folder / "val", val_source) if val_source else None
-    if val:  # one codec decodes both
-        val.check({name: train.manifest[name] for name in SAME_IN_SPLITS})
-    if not train.holds_maps:
-        views = {"image_size": image_size, "grid": grid}
-        train.check({**views, "transform": describe_crops(crops, seed=train.manifest["transform"]["seed"])})
-        if val:
-            val.check({**views, "transform": describe_center()})
-        if (num_views or 1) > train.num_views:
-            raise ValueError(f"num_views={num_views}, but the cache {folder} holds {train.num_views}")
-    return train, val
 
 
 def describe_images(source: Source | MaskSource) -> dict[str, Any]:

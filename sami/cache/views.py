@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from sami.cache.layout import ShardPart
 from sami.cache.records import HEAD
 from sami.data.crops import (
+    CENTER,
     TRANSFORM_VERSION,
     RandomCrops,
     center_crop_box,
@@ -27,7 +28,6 @@ from sami.data.sampling import fixed_view
 from sami.data.sources import Source
 from sami.ops.frames import longest_side_frame
 
-CENTER = 0.875  # of the short side is what evaluation's crop keeps; 224/256 is the custom
 Place = tuple[int, int, int]  # unit, row, view
 
 

@@ -19,6 +19,7 @@ from sami.ops.frames import longest_side_frame
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in [0, 1]; SAM's own are the same times 255
 PIXEL_STD = (0.229, 0.224, 0.225)
+CENTER = 0.875  # of the short side is what evaluation's crop keeps; 224/256 is the custom
 TRANSFORM_VERSION = 2  # of the pixels of an image file's crops: kept targets belong to one. 2: upright, alpha on white
 
 

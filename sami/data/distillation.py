@@ -3,7 +3,6 @@
 B images   S pixels per side of the model's square   Q prompts or objects per image
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sami.cache.reader import SAME_IN_SPLITS, TARGET, CacheReader
 from sami.data.datasets import EvalSet, Index, Row, TrainSet
 from sami.data.images import BrokenImage, image_size
 from sami.data.loading import check_positive
@@ -22,6 +20,7 @@ from sami.data.sampling import Stream, draw_noise
 from sami.data.sources import Photo, ShardSource, Source, draw_shards, open_source
 from sami.data.square import FrameSpec, SquareImageData
 from sami.data.tar_index import load_index
+from sami.data.targets import TargetCache, TargetReader
 from sami.ops.prompts import tight_box
 
 PLACE_NOISE = 2  # numbers that decide a position in an image
@@ -29,8 +28,8 @@ PLACE_NOISE = 2  # numbers that decide a position in an image
 
 @dataclass
 class WholeImage:
-    """A whole image: `image` uint8 [3, S, S], `input_size` int64 [2], and with a cache `CacheReader.entries`, the map
-    as it is.
+    """A whole image: `image` uint8 [3, S, S], `input_size` int64 [2], and with a cache the map
+    as it is, see `TargetReader.whole_entries`.
 
     Args:
         spec: of the model's square.
@@ -38,7 +37,7 @@ class WholeImage:
     """
 
     spec: FrameSpec
-    cache: CacheReader | None
+    cache: TargetReader | None
 
     def show(self, sample: Photo | MaskedPhoto, index: Index, *, upright: bool = True) -> Row:
         """The entries above. Raises BrokenImage where image or map cannot be used."""
@@ -47,8 +46,7 @@ class WholeImage:
             if not upright:
                 raise BrokenImage("its masks are for the image before EXIF turns it, its map for the upright one")
             record = self.cache.read_for(sample.image, index.unit, index.row, 0)
-            target = self.cache.entries(record, record["box"], flip=False)
-            target[f"{TARGET}region"] = torch.tensor([0.0, 0.0, *self.cache.manifest["grid"]])  # padding and all
+            target = self.cache.whole_entries(record)
         input_size = torch.tensor(self.spec.of(image_size(sample.image, upright=upright)).input_size)
         return {"image": image, "input_size": input_size, **target}
 
@@ -123,7 +121,7 @@ class WholeImageData(SquareImageData):
         seed: of order and prompts.
         num_workers: loading processes per rank; 0 loads in the training process.
         shuffle_window: shards that are shuffled among themselves, see `ShuffledOrder`.
-        cache: folder of maps that were written for these images (`kind=maps`), or None.
+        cache: maps that were written for these images, such as `sami.cache.open.Cache`, or None.
         val_batch_size: images per validation batch and rank.
 
     Raises:
@@ -142,7 +140,7 @@ class WholeImageData(SquareImageData):
         seed: int,
         num_workers: int,
         shuffle_window: int,
-        cache: str | None,
+        cache: TargetCache | None,
         val_batch_size: int,
     ) -> None:
         check_positive(image_size=image_size, num_prompts=num_prompts, num_val_masks=num_val_masks)
@@ -152,38 +150,8 @@ class WholeImageData(SquareImageData):
         self.num_prompts, self.num_val_masks = num_prompts, num_val_masks
         self.train_cache, self.val_caches = None, {}
         if cache:
-            self.train_cache = train_cache = self.open_cache(Path(cache, "train"), self.train_source)
-            self.val_caches = {name: self.open_val_cache(cache, name, train_cache) for name in self.val_sources}
-
-    def open_cache(self, folder: Path, source: Source | MaskSource) -> CacheReader:
-        """The maps of one split.
-
-        Raises:
-            ValueError: see `CacheReader`; or they are no maps, or of images that were padded where ours are not.
-        """
-        reader = CacheReader(folder, source)
-        if not reader.holds_maps or self.spec.resize_mode != "pad":
-            raise ValueError(
-                f"the cache {folder} holds {reader.manifest['kind']}, and this run has resize_mode="
-                f"{self.spec.resize_mode}: distillation takes a cache of kind=maps, whose images are padded"
-            )
-        return reader
-
-    def open_val_cache(self, cache: str, name: str, train_cache: CacheReader) -> CacheReader | None:
-        """The maps of a validation set; None where the cache has none of it, and nothing is said of the teacher."""
-        folder = Path(cache, "val")
-        if len(self.val_sources) > 1 or not (folder / "manifest.json").exists():
-            why = (
-                "of which of several sets it holds maps is not known" if len(self.val_sources) > 1 else "it has no val"
-            )
-            warnings.warn(
-                f"the cache {cache} tells nothing of validation set {name!r} ({why}): only true masks are compared",
-                stacklevel=2,
-            )
-            return None
-        reader = self.open_cache(folder, self.val_sources[name])
-        reader.check({entry: train_cache.manifest[entry] for entry in SAME_IN_SPLITS})
-        return reader
+            opened = cache.open_maps(self.train_source, self.val_sources, resize_mode=resize_mode)
+            self.train_cache, self.val_caches = opened
 
     def knows_teacher(self, name: str) -> bool:
         """Whether a teacher can say something of this validation set: a cache may hold nothing of it."""

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sami.cache.reader import CacheReader, open_caches
-from sami.cache.views import CENTER
-from sami.data.crops import RandomCrops, center_crop_box, crop_and_resize
+from sami.data.crops import CENTER, RandomCrops, center_crop_box, crop_and_resize
 from sami.data.datasets import EvalSet, Index, Row, TrainSet
 from sami.data.images import image_size
 from sami.data.loading import ImageData, check_positive
 from sami.data.sampling import Stream, fixed_view
 from sami.data.sources import NO_LABEL, Photo, draw_shards, open_source
+from sami.data.targets import TargetCache, TargetReader
 
 Box = tuple[int, int, int, int]  # (top, left, height, width) in pixels of the image
 
@@ -26,7 +25,7 @@ Box = tuple[int, int, int, int]  # (top, left, height, width) in pixels of the i
 @dataclass
 class RandomCrop:
     """A random crop of an image: `image` uint8 [3, S, S], `noise` float32 [N] (which decides the mask), `label` int64,
-    and with a cache the entries of `CacheReader.entries`.
+    and with a cache the entries of `TargetReader.entries`.
 
     Args:
         image_size: S.
@@ -43,7 +42,7 @@ class RandomCrop:
     crops: RandomCrops
     seed: int
     num_views: int | None = None
-    cache: CacheReader | None = None
+    cache: TargetReader | None = None
 
     def __call__(self, sample: Photo, rng: np.random.Generator, index: Index) -> Row:
         box, flip, target = self.take_view(sample, rng, index)
@@ -74,7 +73,7 @@ class CenterCrop:
 
     image_size: int
     num_tokens: int
-    cache: CacheReader | None = None
+    cache: TargetReader | None = None
 
     def __call__(self, sample: Photo, rng: np.random.Generator, index: Index) -> Row:
         box, target = center_crop_box(image_size(sample.image), CENTER), {}
@@ -111,12 +110,12 @@ class PretrainingData(ImageData):
         scale, ratio, flip: of the random crop, see `RandomCrops`.
         num_views: None for a fresh view each time, else see `RandomCrop`; a cache of views has all of its own by
             default.
-        cache: folder of targets that were written for these images, or None.
+        cache: targets that were written for these images, such as `sami.cache.open.Cache`, or None.
         val_batch_size: images per validation batch and rank.
 
     Raises:
         ValueError: see `ShardSource`, `FolderSource` and `check_positive`; `image_size` is not a multiple of
-            `patch_size`; or the cache cannot be used for this run, see `open_caches`.
+            `patch_size`; or the cache cannot be used for this run, see its `open_crops`.
     """
 
     def __init__(
@@ -133,7 +132,7 @@ class PretrainingData(ImageData):
         ratio: tuple[float, float],
         flip: float,
         num_views: int | None,
-        cache: str | None,
+        cache: TargetCache | None,
         val_batch_size: int,
     ) -> None:
         check_positive(image_size=image_size, num_views=num_views)
@@ -146,7 +145,7 @@ class PretrainingData(ImageData):
         side, caches = image_size // patch_size, (None, None)
         if cache:
             view = {"crops": self.crops, "image_size": image_size, "grid": [side, side]}
-            caches = open_caches(Path(cache), train_source, val_source, num_views=num_views, **view)
+            caches = cache.open_crops(train_source, val_source, num_views=num_views, **view)
             if not caches[0].holds_maps:
                 num_views = num_views or caches[0].num_views
         self.num_views = num_views  # that take turns in the epochs of training; None if each is fresh

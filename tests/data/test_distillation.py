@@ -11,7 +11,8 @@ from conftest import draw_photo, encode, write_folder
 from masked_photos import write_coco, write_sa1b_folder, write_sa1b_tars
 from runs import TINY, compose_config
 
-from sami import cache
+from sami.cache import __main__ as cache
+from sami.cache.open import Cache
 from sami.cache.records import HEAD
 from sami.cache.teacher import CachedTeacher
 from sami.cache.views import ViewsToCache
@@ -59,14 +60,14 @@ def test_tokens_that_show_a_photo_are_those_of_the_cache() -> None:
 def test_maps_come_back_as_the_teacher_gave_them(made) -> None:
     """The map of the very pixels, padding and all, at the grid it was written in and, by area means, at a coarser."""
     photos, folder = made
-    data, teacher = build(str(photos), None, cache=str(folder)), CachedTeacher(str(folder))
+    data, teacher = build(str(photos), None, cache=Cache(str(folder))), CachedTeacher(str(folder))
     batch = data.on_after_batch_transfer(data.train_set().__getitems__([0, 1]), 0)
     network = cache.Job(
         compose_config([*TINY, *TEACHER, *CACHE_OPTIONS, "command=write", "cache.path=x"], name="cache")
     )
     expected = network.running.ask(batch["image"])
     torch.testing.assert_close(teacher(batch), expected, rtol=1e-5, atol=1e-5)
-    small = build(str(photos), None, cache=str(folder), image_size=32)
+    small = build(str(photos), None, cache=Cache(str(folder)), image_size=32)
     batch = small.on_after_batch_transfer(small.train_set().__getitems__([0, 1]), 0)
     means = expected.unflatten(1, (2, 2, 2, 2)).mean((2, 4)).flatten(1, 2)
     torch.testing.assert_close(teacher(batch), means, rtol=1e-5, atol=1e-5)
@@ -98,10 +99,10 @@ def test_validation_photos_with_and_without_masks(made, tmp_path) -> None:
 def test_a_cache_is_refused_where_it_does_not_fit(made, tmp_path) -> None:
     photos, folder = made
     with pytest.raises(ValueError, match="photos"):
-        build(str(write_sa1b_folder(tmp_path / "other", 4)), None, cache=str(folder))
+        build(str(write_sa1b_folder(tmp_path / "other", 4)), None, cache=Cache(str(folder)))
     with pytest.raises(ValueError, match="whose images are padded"):
-        build(str(photos), None, cache=str(folder), resize_mode="stretch")
-    data = build(str(photos), {"a": str(photos), "b": str(photos)}, cache=str(folder))
+        build(str(photos), None, cache=Cache(str(folder)), resize_mode="stretch")
+    data = build(str(photos), {"a": str(photos), "b": str(photos)}, cache=Cache(str(folder)))
     assert not data.knows_teacher("a")  # which of several it was written for is not known
 
 
@@ -110,7 +111,7 @@ def test_broken_photos_and_changed_ones_are_replaced(made, tmp_path) -> None:
     write_cache(tmp_path / "cache", root, root)
     (root / "sa_1.jpg").write_bytes(encode(draw_photo(99)))
     (root / "sa_2.jpg").write_bytes(b"no image")
-    data = build(str(root), str(root), cache=str(tmp_path / "cache"))
+    data = build(str(root), str(root), cache=Cache(str(tmp_path / "cache")))
     batch = data.train_set().__getitems__([0, 1, 2, 3])
     reasons = {Path(where).name: why for where, why in batch["broken"]}
     assert reasons.keys() == {"sa_1.jpg", "sa_2.jpg"} and "changed" in reasons["sa_1.jpg"]
