@@ -17,7 +17,7 @@ def main(cfg: DictConfig) -> None:
     """Hydra's door to `pack_images`."""
     # these bring torch: each worker imports this file, and would wait for it
     from sami.cli import explain_errors
-    from sami.data.pack_shards import pack_images
+    from sami.packing.pack import pack_images
 
     with explain_errors():
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)

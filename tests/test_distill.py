@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from distill_runs import TINY, run_distill, start_two
-from masked_photos import draw_masks, draw_scene, write_sa1b_folder
+from masked_images import draw_masks, draw_scene, write_sa1b_folder
 from runs import compose_config, wait_for
 from test_finetune import read_record, recorder
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from finetune_runs import TINY, run_finetune, start_finetune
 from hydra.utils import instantiate
-from masked_photos import write_coco, write_sa1b_folder, write_sa1b_tars
+from masked_images import write_coco, write_sa1b_folder, write_sa1b_tars
 from runs import compose_config, start_two, wait_for
 
 from sami.callbacks.metrics_table import read_table
 from sami.cli import explain_errors
-from sami.data.sample import write_sample
+from sami.data.sources.drawn_shards import write_sample
 from sami.models.build import build_sam, save_sam
 
 

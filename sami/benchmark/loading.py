@@ -14,9 +14,9 @@ from PIL import Image
 from sami.data.crops import RandomCrops
 from sami.data.datasets import Batch, TrainSet
 from sami.data.pretraining import RandomCrop
-from sami.data.sample import draw_scene
 from sami.data.sampling import ShuffledOrder, Stream
-from sami.data.sources import NO_LABEL, Photo
+from sami.data.sources.base import NO_LABEL, Photo
+from sami.data.sources.drawn_scenes import draw_scene
 
 CROPS = RandomCrops(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)
 

@@ -18,7 +18,7 @@ import numpy as np
 from sami.cache.layout import CacheLayout, ShardPart
 from sami.cache.recipe import FORMAT_VERSION, RECIPE, Recipe, other_version, read_json
 from sami.cache.records import RecordFormat
-from sami.data.write_shards import write_text
+from sami.data.shards import write_text
 from sami.files import whole_file
 
 MANIFEST = "manifest.json"

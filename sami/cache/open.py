@@ -8,8 +8,7 @@ from sami.cache.manifest import MANIFEST
 from sami.cache.reader import CacheReader
 from sami.cache.views import describe_center, describe_crops
 from sami.data.crops import RandomCrops
-from sami.data.mask_sources import MaskSource
-from sami.data.sources import Source
+from sami.data.sources.base import MaskSource, Source
 
 SAME_IN_SPLITS = ("kind", "teacher", "teacher_weights", "precision", "width", "storage", "channels", "basis")
 

@@ -18,8 +18,7 @@ from sami.cache.manifest import open_manifest, record_format
 from sami.cache.recipe import compare
 from sami.data.crops import photo_checksum
 from sami.data.images import BrokenImage
-from sami.data.mask_sources import MaskSource
-from sami.data.sources import Source
+from sami.data.sources.base import MaskSource, Source
 from sami.ops.frames import longest_side_frame
 
 TARGET = "target_"  # begins the names of a batch's entries that come from a cache

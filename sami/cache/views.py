@@ -25,7 +25,7 @@ from sami.data.crops import (
 from sami.data.datasets import Batch
 from sami.data.images import BrokenImage, image_size
 from sami.data.sampling import fixed_view
-from sami.data.sources import Source
+from sami.data.sources.base import Source
 from sami.ops.frames import longest_side_frame
 
 Place = tuple[int, int, int]  # unit, row, view

@@ -25,7 +25,7 @@ from sami.cache.views import ShardSampler
 from sami.cli import print0
 from sami.clock import StageClock
 from sami.data.loading import BatchLoader
-from sami.data.write_shards import write_shard
+from sami.data.shards import write_shard
 from sami.preemption import Preempted
 
 PATIENCE = 10  # broken images before their rate counts

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sami.data.images import BrokenImage
-from sami.data.mask_sources import MaskSource
 from sami.data.sampling import NO_ROW, ShuffledOrder, Stream, generator, locate_in_file_order
-from sami.data.sources import Source
+from sami.data.sources.base import MaskSource, Source
 
 Row = dict[str, Any]  # of a batch: tensors without B, or anything else
 Batch = dict[str, Any]

@@ -14,12 +14,14 @@ from torch import Tensor
 from sami.data.datasets import EvalSet, Index, Row, TrainSet
 from sami.data.images import BrokenImage, image_size
 from sami.data.loading import check_positive
-from sami.data.mask_sources import MaskedPhoto, MaskSource, Sa1bShards, open_mask_source
 from sami.data.objects import LONGEST_SIDE, ImageObjects, draw_objects
 from sami.data.sampling import Stream, draw_noise
-from sami.data.sources import Photo, ShardSource, Source, draw_shards, open_source
+from sami.data.sources.base import MaskedPhoto, MaskSource, Photo, Source
+from sami.data.sources.drawn_shards import draw_shards
+from sami.data.sources.images import ShardSource, open_source
+from sami.data.sources.masks import Sa1bShards, open_mask_source
+from sami.data.sources.tar_index import load_index
 from sami.data.square import FrameSpec, SquareImageData
-from sami.data.tar_index import load_index
 from sami.data.targets import TargetCache, TargetReader
 from sami.ops.prompts import tight_box
 

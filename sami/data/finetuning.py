@@ -14,10 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 from sami.data.datasets import Batch, EvalSet, Index, Row, TrainSet, stack_rows
 from sami.data.images import BrokenImage
 from sami.data.loading import check_positive
-from sami.data.mask_sources import MaskedPhoto, open_mask_source
 from sami.data.objects import draw_objects
 from sami.data.sampling import Stream, draw_noise
-from sami.data.sources import draw_shards
+from sami.data.sources.base import MaskedPhoto
+from sami.data.sources.drawn_shards import draw_shards
+from sami.data.sources.masks import open_mask_source
 from sami.data.square import FrameSpec, SquareImageData
 from sami.ops.rle import Window
 

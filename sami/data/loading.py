@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sami.data.crops import normalize
 from sami.data.datasets import Batch, EvalSet, TrainSet
-from sami.data.mask_sources import MaskSource
 from sami.data.sampling import EvalSampler, PositionSampler, ShuffledOrder
-from sami.data.sources import Source
+from sami.data.sources.base import MaskSource, Source
 
 
 class BatchLoader(DataLoader):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sami.data.images import BrokenImage
-from sami.data.mask_sources import MaskedPhoto
 from sami.data.sampling import draw_noise
-from sami.data.segmentations import segmentation_counts
+from sami.data.sources.annotations import segmentation_counts
+from sami.data.sources.base import MaskedPhoto
 from sami.data.square import FrameSpec
 from sami.ops.frames import ImageFrame
 from sami.ops.rle import decode_mask, mask_cells

@@ -16,7 +16,9 @@ from sami.data.datasets import EvalSet, Index, Row, TrainSet
 from sami.data.images import image_size
 from sami.data.loading import ImageData, check_positive
 from sami.data.sampling import Stream, fixed_view
-from sami.data.sources import NO_LABEL, Photo, draw_shards, open_source
+from sami.data.sources.base import NO_LABEL, Photo
+from sami.data.sources.drawn_shards import draw_shards
+from sami.data.sources.images import open_source
 from sami.data.targets import TargetCache, TargetReader
 
 Box = tuple[int, int, int, int]  # (top, left, height, width) in pixels of the image

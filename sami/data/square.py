@@ -17,9 +17,8 @@ from torch import Tensor
 from sami.data.datasets import Batch, Row
 from sami.data.images import decode_image, image_size
 from sami.data.loading import ImageData
-from sami.data.mask_sources import MaskSource
-from sami.data.segmentations import segmentation_counts
-from sami.data.sources import Source
+from sami.data.sources.annotations import segmentation_counts
+from sami.data.sources.base import MaskSource, Source
 from sami.ops.frames import ImageFrame, frame_of
 from sami.ops.rle import Window, counts_to_box, mask_cells
 

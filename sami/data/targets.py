@@ -6,8 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from sami.data.crops import RandomCrops
-from sami.data.mask_sources import MaskSource
-from sami.data.sources import Source
+from sami.data.sources.base import MaskSource, Source
 
 
 class TargetReader(Protocol):

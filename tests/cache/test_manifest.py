@@ -22,7 +22,7 @@ from sami.cache.manifest import (
 )
 from sami.cache.recipe import RECIPE, claim_cache, compare
 from sami.cache.records import EXTENSION, HEAD
-from sami.data.write_shards import write_shard
+from sami.data.shards import write_shard
 
 NUM_VIEWS, N, E = 2, 4, 3
 LAYOUT = CacheLayout([5, 2], 3)

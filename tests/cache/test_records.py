@@ -7,7 +7,7 @@ import pytest
 import webdataset
 
 from sami.cache.records import EXTENSION, HEAD, RecordFormat
-from sami.data.write_shards import write_shard
+from sami.data.shards import write_shard
 
 FORMATS = [
     RecordFormat("fp32", 4, 3),

@@ -11,7 +11,7 @@ from sami.data.crops import RandomCrops, crop_and_resize, photo_checksum
 from sami.data.datasets import EvalSet, TrainSet
 from sami.data.pretraining import CenterCrop, RandomCrop
 from sami.data.sampling import ShuffledOrder, Stream
-from sami.data.sources import FolderSource
+from sami.data.sources.images import FolderSource
 
 CROPS = RandomCrops((0.2, 1.0), (0.75, 1.33), 0.5)
 

@@ -8,7 +8,8 @@ from conftest import write_folder
 from sami.data.datasets import EvalSet, Index, Row, TrainSet, keep_valid
 from sami.data.images import decode_image
 from sami.data.sampling import NO_ROW, ShuffledOrder, Stream
-from sami.data.sources import FolderSource, Photo
+from sami.data.sources.base import Photo
+from sami.data.sources.images import FolderSource
 
 
 def make(sample: Photo, rng: np.random.Generator, index: Index) -> Row:

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import encode
-from masked_photos import draw_masks, rle, sa1b_record, write_coco, write_sa1b_folder
+from masked_images import draw_masks, rle, sa1b_record, write_coco, write_sa1b_folder
 
 from sami.data.datasets import EvalSet, Index, Row, TrainSet
 from sami.data.finetuning import ExactObjects, FinetuningData, SomeMasks, draw_window, pad_objects
 from sami.data.images import BrokenImage
-from sami.data.mask_sources import MaskedPhoto, MaskSource, Sa1bFolder, open_mask_source
 from sami.data.sampling import NO_ROW, NUM_NOISE, ShuffledOrder, Stream
+from sami.data.sources.base import MaskedPhoto, MaskSource
+from sami.data.sources.masks import Sa1bFolder, open_mask_source
 from sami.data.square import FrameSpec
 from sami.ops.boxes import mask_to_box
 from sami.ops.rle import encode_mask

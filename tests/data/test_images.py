@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_photo, encode
-from masked_photos import rle
+from masked_images import rle
 from PIL import Image
 
 from sami.data.crops import crop_and_resize, resize_and_pad
@@ -14,11 +14,11 @@ from sami.data.datasets import Index
 from sami.data.distillation import ImageWithObjects
 from sami.data.finetuning import ExactObjects, SomeMasks
 from sami.data.images import FORMATS, IMAGE_EXTENSIONS, BrokenImage, decode_image, image_size, list_images, to_rgb, turn
-from sami.data.mask_sources import MaskedPhoto
 from sami.data.objects import draw_objects
-from sami.data.reencode import reencode
-from sami.data.sources import FolderSource
+from sami.data.sources.base import MaskedPhoto
+from sami.data.sources.images import FolderSource
 from sami.data.square import FrameSpec
+from sami.packing.reencode import reencode
 from sami.predict.photo import read_photo, rgb_pixels
 
 H, W = 24, 40

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import encode
-from masked_photos import draw_masks, draw_scene, rle
+from masked_images import draw_masks, draw_scene, rle
 
 from sami.data.images import BrokenImage
-from sami.data.mask_sources import MaskedPhoto
 from sami.data.objects import draw_objects
+from sami.data.sources.base import MaskedPhoto
 from sami.data.square import FrameSpec
 
 

@@ -5,7 +5,7 @@ from sami.data.crops import RandomCrops
 from sami.data.datasets import EvalSet, TrainSet
 from sami.data.pretraining import CenterCrop, RandomCrop
 from sami.data.sampling import NO_ROW, ShuffledOrder, Stream
-from sami.data.sources import FolderSource, ShardSource
+from sami.data.sources.images import FolderSource, ShardSource
 
 
 def train_set(source: object, *, seed: int = 0) -> TrainSet:

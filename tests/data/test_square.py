@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from masked_photos import rle, write_coco, write_sa1b_folder
+from masked_images import rle, write_coco, write_sa1b_folder
 
 from sami.data.crops import normalize
 from sami.data.finetuning import FinetuningData

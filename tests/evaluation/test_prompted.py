@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import encode
-from masked_photos import draw_masks, draw_scene, rle
+from masked_images import draw_masks, draw_scene, rle
 
-from sami.data.mask_sources import MaskedPhoto
 from sami.data.objects import ImageObjects, draw_objects
+from sami.data.sources.base import MaskedPhoto
 from sami.data.square import FrameSpec
 from sami.evaluation import prompted
 from sami.evaluation.prompted import KINDS, MaskScores, make_prompts, masks_from_prompts

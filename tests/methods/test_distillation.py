@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from masked_photos import write_sa1b_folder
+from masked_images import write_sa1b_folder
 from torch import Tensor
 
 from sami.data.distillation import WholeImageData

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from masked_photos import write_sa1b_folder
+from masked_images import write_sa1b_folder
 from torch import Tensor, nn
 
 from sami.data.crops import normalize

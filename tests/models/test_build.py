@@ -3,7 +3,7 @@ import json
 import pytest
 import timm
 import torch
-from checkpoints import write_checkpoint
+from released_files import write_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

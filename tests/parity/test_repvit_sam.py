@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import shapes_of, write_checkpoint
+from released_files import shapes_of, write_checkpoint
 from torch import Tensor
 
 from sami.models.build import build_sam, save_sam

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from checkpoints import golden_of, shapes_of, write_checkpoint
 from golden.seeded import seeded_image
+from released_files import golden_of, shapes_of, write_checkpoint
 
 from sami.models.build import build_sam
 from sami.models.weight_names import to_ours

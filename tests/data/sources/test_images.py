@@ -6,7 +6,8 @@ import pytest
 from conftest import draw_photo, encode, write_folder, write_shards
 
 from sami.data.images import BrokenImage
-from sami.data.sources import NO_LABEL, FolderSource, ShardSource
+from sami.data.sources.base import NO_LABEL
+from sami.data.sources.images import FolderSource, ShardSource
 
 
 def test_shards_by_brace_pattern(tmp_path: Path) -> None:

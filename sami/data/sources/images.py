@@ -1,6 +1,5 @@
 """Photos on disk, each readable by number: tar shards and image folders."""
 
-import fcntl
 import hashlib
 import os
 from collections import OrderedDict
@@ -8,50 +7,14 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
 from sami.data.images import IMAGE_EXTENSIONS, BrokenImage, list_images
-from sami.data.sample import write_sample
-from sami.data.tar_index import TarIndex, load_index
-
-NO_LABEL = -1
-
-
-class Photo(NamedTuple):
-    """The bytes of one image file and what is known of it."""
-
-    image: bytes
-    label: int  # class index, NO_LABEL without one
-
-
-class Source(Protocol):
-    """Photos in units: a unit is what is read together, a shard or a whole folder."""
-
-    @property
-    def counts(self) -> Sequence[int]:
-        """Photos in each unit."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when the photos are others."""
-        ...
-
-    def name(self, unit: int, row: int) -> str:
-        """Where this photo lies, for messages: file, or shard and key."""
-        ...
-
-    def key(self, unit: int, row: int) -> str:
-        """What this photo's record in a cache is called."""
-        ...
-
-    def read(self, unit: int, row: int) -> Photo:
-        """The bytes. Raises BrokenImage where this one photo is at fault."""
-        ...
+from sami.data.sources.base import NO_LABEL, Photo, Source
+from sami.data.sources.tar_index import TarIndex, load_index
 
 
 def open_source(where: str | list[str]) -> Source:
@@ -63,16 +26,6 @@ def open_source(where: str | list[str]) -> Source:
     if isinstance(where, str) and Path(where).is_dir():
         return FolderSource(where)
     return ShardSource(where)
-
-
-def draw_shards(folder: str, *, num_train: int, num_val: int) -> tuple[list[str], list[str]]:
-    """Shards of the built-in scenes to train on and to validate, which are drawn into `folder` first."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder, ".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one rank draws, the others wait for it
-        write_sample(Path(folder), num_train=num_train, num_val=num_val)
-    train, val = (sorted(map(str, Path(folder).glob(f"{split}-*.tar"))) for split in ("train", "val"))
-    return train, val
 
 
 class ShardSource:

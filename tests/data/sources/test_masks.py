@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from masked_photos import (
+from masked_images import (
     HEIGHT,
     WIDTH,
     draw_masks,
@@ -19,8 +19,8 @@ from masked_photos import (
 from sami.data.datasets import Index
 from sami.data.finetuning import ExactObjects, SomeMasks
 from sami.data.images import BrokenImage
-from sami.data.mask_sources import CocoSource, JoinedSources, Sa1bFolder, Sa1bShards, open_mask_source
 from sami.data.sampling import locate_in_file_order
+from sami.data.sources.masks import CocoSource, JoinedSources, Sa1bFolder, Sa1bShards, open_mask_source
 from sami.data.square import FrameSpec
 
 

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from masked_photos import draw_masks, rle, uncompressed
+from masked_images import draw_masks, rle, uncompressed
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from sami.data.images import BrokenImage
-from sami.data.segmentations import segmentation_counts
+from sami.data.sources.annotations import segmentation_counts
 from sami.ops.rle import decode_mask
 
 SIZE = (48, 64)

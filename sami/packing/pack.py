@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from sami.data.images import IMAGE_EXTENSIONS, list_images
-from sami.data.reencode import reencode_files
-from sami.data.write_shards import claim_folder, shard_name, write_shard, write_text
+from sami.data.shards import claim_folder, shard_name, write_shard, write_text
+from sami.packing.reencode import reencode_files
 
 
 class ImageFile(NamedTuple):

@@ -15,8 +15,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from sami.data.pack_shards import pack_images
-from sami.data.sample import draw_scene
+from sami.data.sources.drawn_scenes import draw_scene
+from sami.packing.pack import pack_images
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTO = Image.fromarray(draw_scene(0, 0, size=128).image).resize((160, 120))
@@ -161,7 +161,7 @@ def test_every_kind_of_image_becomes_an_rgb_jpeg(tmp_path, name, short_side):
 
 
 def test_a_packing_process_does_not_wait_for_torch():
-    code = "import sys, sami.data.reencode; sys.exit('torch' in sys.modules)"
+    code = "import sys, sami.packing.reencode; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

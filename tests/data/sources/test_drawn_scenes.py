@@ -9,8 +9,9 @@ import webdataset
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from sami.data import sample
-from sami.data.sample import CLASSES, FIRST_VAL_INDEX, MIN_AREA, MIN_LARGEST, draw_scene, write_sample
+from sami.data.sources import drawn_scenes
+from sami.data.sources.drawn_scenes import CLASSES, FIRST_VAL_INDEX, MIN_AREA, MIN_LARGEST, draw_scene
+from sami.data.sources.drawn_shards import write_sample
 
 SCENES = [draw_scene(3, index, size=96) for index in range(60)]
 
@@ -44,16 +45,16 @@ def test_the_largest_object_is_never_hidden(index):
 
 def test_masks_follow_what_is_seen(monkeypatch):
     # each object in one flat colour, no light, no noise: pixels of a mask then show a single colour away from edges
-    monkeypatch.setattr(sample, "_mix_colours", lambda rng, w: np.ones_like(w) * rng.uniform(0, 1, (3, 1, 1)))
-    monkeypatch.setattr(sample, "_photograph", lambda rng, image: image.transpose(1, 2, 0))
-    monkeypatch.setattr(sample, "SHADOW", 1e-6)
-    draw = sample._draw_object
+    monkeypatch.setattr(drawn_scenes, "_mix_colours", lambda rng, w: np.ones_like(w) * rng.uniform(0, 1, (3, 1, 1)))
+    monkeypatch.setattr(drawn_scenes, "_photograph", lambda rng, image: image.transpose(1, 2, 0))
+    monkeypatch.setattr(drawn_scenes, "SHADOW", 1e-6)
+    draw = drawn_scenes._draw_object
 
     def draw_flat(*arguments):
         thing = draw(*arguments)
         return thing._replace(colour=np.ones_like(thing.colour) * thing.colour[:, :1, :1])
 
-    monkeypatch.setattr(sample, "_draw_object", draw_flat)
+    monkeypatch.setattr(drawn_scenes, "_draw_object", draw_flat)
     for index in range(20):
         scene = draw_scene(0, index, size=96)
         for mask in scene.masks:
@@ -71,14 +72,14 @@ def test_a_scene_depends_on_seed_and_index_alone():
 
 
 def test_the_label_is_the_kind_of_the_largest_object(monkeypatch):
-    kinds, draw = [], sample._draw_object
+    kinds, draw = [], drawn_scenes._draw_object
 
     def draw_and_note(*arguments):
         thing = draw(*arguments)
         kinds.append((thing.kind, thing.window, thing.outline))
         return thing
 
-    monkeypatch.setattr(sample, "_draw_object", draw_and_note)
+    monkeypatch.setattr(drawn_scenes, "_draw_object", draw_and_note)
     for index in range(20):
         kinds.clear()
         scene = draw_scene(3, index, size=96)
@@ -144,7 +145,7 @@ def test_same_seed_same_bytes_and_an_interrupted_run_goes_on(tmp_path, monkeypat
         return draw_scene(seed, index, size=size)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sample, "draw_scene", fail_at_three)
+        patch.setattr(drawn_scenes, "draw_scene", fail_at_three)
         write_small(tmp_path / "cut")
     assert list(tars(tmp_path / "cut")) == ["train-000000.tar"]
     (tmp_path / "cut" / ".train-000001.tar.0.tmp").write_bytes(b"left by kill -9")

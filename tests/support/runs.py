@@ -16,7 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-CONF = str(Path(__file__).parents[1] / "conf")
+CONF = str(Path(__file__).parents[2] / "conf")
 TINY = [
     *("model.image_size=32", "decoder.width=64", "decoder.depth=1", "decoder.num_heads=4", "teacher=pixels"),
     *("schedule.global_batch_size=8", "schedule.batch_size=4", "schedule.epochs=3", "schedule.base_lr=4.0e-3"),

@@ -5,58 +5,15 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
-from sami.data.images import IMAGE_EXTENSIONS, BrokenImage, image_size, list_images
+from sami.data.images import IMAGE_EXTENSIONS, BrokenImage, list_images
 from sami.data.sampling import locate_in_file_order
-from sami.data.segmentations import code_size, polygons_leave
-from sami.data.sources import ShardSource
-from sami.data.tar_index import TarIndex, load_index, unite_rows
-
-
-class MaskedPhoto(NamedTuple):
-    """The bytes of one image file and the `segmentation` of each of its objects, not yet decoded."""
-
-    image: bytes
-    segmentations: list[Any]
-    stated_size: tuple[int, int] | None = None  # (H, W) that the annotations are for; polygons do not say it themselves
-
-    def raster(self) -> tuple[tuple[int, int], bool]:
-        """(H, W) of the image that its masks were drawn on, and whether that is upright.
-
-        It is not where they are for the size that the photo has before EXIF turns it by 90 degrees. Polygons beyond
-        that raster belie it: some tools (Label Studio) show photos upright and state the size as it is stored.
-
-        Raises:
-            BrokenImage: the image cannot be read, or the annotations are for another size.
-        """
-        stated = self.stated_size or code_size(self.segmentations)
-        size, stored = image_size(self.image), image_size(self.image, upright=False)
-        if stated != size and stated == stored and not polygons_leave(self.segmentations, stored):
-            return stored, False
-        if self.stated_size not in (None, size):
-            stated, found = ("x".join(map(str, sides)) for sides in (self.stated_size, size))
-            cause = (
-                "rotated, or made smaller?" if size == stored else "EXIF turns it: save it upright, or mend the size"
-            )
-            raise BrokenImage(f"its masks are for {stated} pixels, and it has {found} ({cause})")
-        return size, True
-
-
-class MaskSource(Protocol):
-    """Photos with masks in units, else as `sami.data.sources.Source`."""
-
-    @property
-    def counts(self) -> Sequence[int]: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def name(self, unit: int, row: int) -> str: ...
-
-    def read(self, unit: int, row: int) -> MaskedPhoto: ...
+from sami.data.sources.base import MaskedPhoto, MaskSource
+from sami.data.sources.images import ShardSource
+from sami.data.sources.tar_index import TarIndex, load_index, unite_rows
 
 
 class Sa1bShards(ShardSource):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import write_shards
 
-from sami.data.tar_index import index_folder, load_index, scan_shard
+from sami.data.sources.tar_index import index_folder, load_index, scan_shard
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from golden.seeded import seeded_array
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "parity/golden"
 
 
 def shapes_of(name: str) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,1 @@
+"""Images on disk, each readable by number."""
