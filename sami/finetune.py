@@ -1,4 +1,4 @@
-"""Fine-tuning EfficientSAM on photos with masks (arXiv:2312.00863, Sec. 4.1).
+"""Fine-tuning EfficientSAM on images with masks (arXiv:2312.00863, Sec. 4.1).
 
 python -m sami.finetune
 python -m sami.finetune +experiment=finetune/vit_s model.backbone=runs/vit_s/backbone.safetensors \

@@ -1,6 +1,6 @@
 """A folder of images to webdataset shards.
 
-    python -m sami.pack source=/photos target=/shards short_side=256
+    python -m sami.pack source=/images target=/shards short_side=256
     python -m sami.pack source=/imagenet/val target=/shards prefix=val short_side=256 num_workers=8
 
 Subfolders are classes, as in ImageNet. The same command again continues an interrupted run.

@@ -2,7 +2,7 @@
 
 python -m sami.pretrain
 python -m sami.pretrain +experiment=vit_s data.train='"/data/imagenet/train-{0000..1023}.tar"'
-python -m sami.pretrain +experiment=vit_s data=image_folder data.root=/data/photos
+python -m sami.pretrain +experiment=vit_s data=image_folder data.root=/data/images
 torchrun --nproc_per_node=8 -m sami.pretrain +experiment=vit_s ...
 
 The same command again continues the run.

@@ -1,12 +1,12 @@
-"""Masks of what you point at in a photo.
+"""Masks of what you point at in an image.
 
-    python -m sami.segment photo.jpg --point 320,240 --checkpoint sam_vit_b_01ec64.pth --model sam_vit_b
-    python -m sami.segment photo.jpg --point 320,240 --point 100,80,0 --box 50,40,400,380 \\
+    python -m sami.segment image.jpg --point 320,240 --checkpoint sam_vit_b_01ec64.pth --model sam_vit_b
+    python -m sami.segment image.jpg --point 320,240 --point 100,80,0 --box 50,40,400,380 \\
         --checkpoint runs/finetune_vit_s/segmenter.safetensors --output masks.png --masks masks/ --rle masks.json
 
 Points are x,y for "this belongs to it", x,y,0 for "this does not", in pixels from the top left corner. All points and
 a box describe one object; several boxes, without points, one object each. With --zoom each box is looked at by itself,
-in a window of the photo twice as large: better where objects are small.
+in a window of the image twice as large: better where objects are small.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from sami.models.build import MODELS, build_sam
 from sami.ops.cpu_kernels import keep_freed_memory
 from sami.ops.prompts import BACKGROUND, FOREGROUND, use_multimask
 from sami.ops.rle import counts_to_string, encode_mask
-from sami.predict.photo import read_photo
-from sami.predict.picture import draw_masks
+from sami.predict.image import read_image
+from sami.predict.overlay import draw_masks
 from sami.predict.predictor import SamPredictor
 from sami.predict.zoom import predict_zoomed
 
@@ -40,14 +40,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m sami.segment", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("photo", help="an image file")
+    parser.add_argument("image", help="an image file")
     parser.add_argument("--point", action="append", default=[], metavar="X,Y[,0]", help="may be given several times")
     parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="may be given several times")
     parser.add_argument("--zoom", action="store_true", help="look at each box by itself, magnified: slower, sharper")
     parser.add_argument("--checkpoint", required=True, help="a released file, or one of a fine-tuning run")
     parser.add_argument("--model", choices=MODELS, help="needed for released files, which do not say what they are")
     parser.add_argument("--image-size", type=int, help="of a released file: pixels per side that the model sees (1024)")
-    parser.add_argument("--output", default="masks.png", help="the photo with the masks on it (masks.png)")
+    parser.add_argument("--output", default="masks.png", help="the image with the masks on it (masks.png)")
     parser.add_argument("--masks", metavar="FOLDER", help="also write each mask as a black and white PNG")
     parser.add_argument("--rle", metavar="FILE", help="also write the masks as JSON, in COCO's run-length code")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -58,7 +58,7 @@ def segment(options: argparse.Namespace) -> None:
     """Reads, predicts, prints and writes.
 
     Raises:
-        ValueError: see `read_points`, `read_photo`, `check_outputs` and `build_sam`; nothing has been written then.
+        ValueError: see `read_points`, `read_image`, `check_outputs` and `build_sam`; nothing has been written then.
     """
     points, labels = read_points(options.point)
     boxes = [read_numbers(box, "--box", (4,)) for box in options.box]
@@ -68,7 +68,7 @@ def segment(options: argparse.Namespace) -> None:
         raise ValueError("points and several boxes: give one box with the points, or the boxes alone")
     if options.zoom and (points or not boxes):
         raise ValueError("--zoom looks closer at boxes: give --box x0,y0,x1,y1, without points")
-    image = read_photo(options.photo)
+    image = read_image(options.image)
     check_outputs(options)
     sam = build_sam(options.model, options.checkpoint, image_size=options.image_size)
     keep_freed_memory()
@@ -89,7 +89,7 @@ def segment(options: argparse.Namespace) -> None:
         masks.append(candidates[best])
         ious.append(float(iou_predictions[best]))
     for number, (mask, iou) in enumerate(zip(masks, ious, strict=True)):
-        print(f"object {number}: predicted IoU {iou:.3f}, {mask.mean():.1%} of the photo")
+        print(f"object {number}: predicted IoU {iou:.3f}, {mask.mean():.1%} of the image")
     write(options, image, np.stack(masks), ious, points, labels, boxes)
 
 

@@ -9,7 +9,7 @@ from pycocotools import mask as coco
 
 from sami.models.build import build_sam, save_sam
 from sami.models.sam import Sam
-from sami.predict.photo import read_photo
+from sami.predict.image import read_image
 from sami.predict.zoom import predict_zoomed
 from sami.segment import main
 
@@ -66,7 +66,7 @@ def test_zoom_looks_at_each_box_by_itself(photo, checkpoint, tmp_path, capsys):
     asked = [f"--box={','.join(map(str, box))}" for box in boxes]
     main([photo, "--zoom", *asked, "--checkpoint", checkpoint, f"--output={tmp_path}/o.png", f"--masks={tmp_path}/m"])
     assert capsys.readouterr().out.count("predicted IoU") == 2
-    found, ious = predict_zoomed(build_sam(checkpoint=checkpoint), read_photo(photo), boxes)
+    found, ious = predict_zoomed(build_sam(checkpoint=checkpoint), read_image(photo), boxes)
     for number, (masks, confidence) in enumerate(zip(found, ious, strict=True)):
         written = np.asarray(Image.open(tmp_path / "m" / f"object_{number}.png"))
         assert ((written > 0) == masks[confidence.argmax()]).all()

@@ -87,7 +87,7 @@ def benchmark(cfg: DictConfig, folder: Path) -> None:
         with setting.autocast():
             return teacher({"image": image}).float()  # [B, N, E]
 
-    drawn = DrawnImages(64, size=cfg.photo_size)
+    drawn = DrawnImages(64, size=cfg.drawn_size)
     load, load_with_pillow = (
         kind(drawn, batch_size=cfg.batch_size, side=cfg.model.image_size) for kind in (Loading, PillowLoading)
     )

@@ -15,7 +15,7 @@ from sami.data.crops import RandomCrops
 from sami.data.datasets import Batch, TrainSet
 from sami.data.pretraining import RandomCrop
 from sami.data.sampling import ShuffledOrder, Stream
-from sami.data.sources.base import NO_LABEL, Photo
+from sami.data.sources.base import NO_LABEL, EncodedImage
 from sami.data.sources.drawn_scenes import draw_scene
 
 CROPS = RandomCrops(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)
@@ -43,9 +43,9 @@ class DrawnImages:
         """The number of the scene."""
         return f"{row:08d}"
 
-    def read(self, unit: int, row: int) -> Photo:
+    def read(self, unit: int, row: int) -> EncodedImage:
         """The JPEG's bytes."""
-        return Photo(self.files[row], NO_LABEL)
+        return EncodedImage(self.files[row], NO_LABEL)
 
 
 class Loading:
@@ -81,8 +81,8 @@ class PillowLoading(Loading):
         """`image` uint8 [B, 3, S, S]."""
         crops, side = [], self.side
         for position in positions:
-            photo = self.dataset.source.read(*self.dataset.order.locate(position))
-            picture = Image.open(io.BytesIO(photo.image)).convert("RGB")
+            image = self.dataset.source.read(*self.dataset.order.locate(position))
+            picture = Image.open(io.BytesIO(image.image)).convert("RGB")
             rng = np.random.Generator(np.random.PCG64(position))
             top, left, height, width = CROPS.draw_box((picture.height, picture.width), rng)
             box = (left, top, left + width, top + height)

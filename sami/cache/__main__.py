@@ -144,15 +144,15 @@ def verify(job: Job) -> None:
             "`write` makes them anew, and leaves the others as they are"
         )
     print("all records match their checksums")
-    for split in job.splits if job.cfg.verify_photos > 0 else ():
-        found = recompute(split, job.running, job.cfg.verify_photos)
+    for split in job.splits if job.cfg.verify_images > 0 else ():
+        found = recompute(split, job.running, job.cfg.verify_images)
         print(
             f"{split.name}: {found.num_views} targets computed again: cosine {found.cosine:.6f}, explained variance "
             f"{found.explained_variance:.6f}, largest relative error {found.worst_relative_error:.5f}: within the bound"
         )
-    if job.cfg.verify_photos > 0 and job.options.kind == "maps":
+    if job.cfg.verify_images > 0 and job.options.kind == "maps":
         print("targets of random crops, cut from maps (an approximation), against the teacher's answer to the crops:")
-        crops = crop_error(job.splits[0], job.data, job.running, job.cfg.verify_photos)
+        crops = crop_error(job.splits[0], job.data, job.running, job.cfg.verify_images)
         for name, (cosine, explained) in crops.items():
             print(f"  {name}: cosine {cosine:.4f}, explained variance {explained:.4f}")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from sami.cache.layout import CacheLayout
 from sami.cache.manifest import open_manifest, record_format
 from sami.cache.recipe import compare
-from sami.data.crops import photo_checksum
+from sami.data.crops import image_checksum
 from sami.data.images import BrokenImage
 from sami.data.sources.base import MaskSource, Source
 from sami.ops.frames import longest_side_frame
@@ -109,7 +109,7 @@ class CacheReader:
             BrokenImage: see `read`; or the image has changed since.
         """
         record = self.read(unit, row, view)
-        if record["photo"] != photo_checksum(image):
+        if record["photo"] != image_checksum(image):
             raise BrokenImage("the image has changed since the cache was written: its targets are another picture's")
         return record
 

@@ -170,10 +170,10 @@ def crop_error(
             continue
         entries, images = [], []
         for unit, row, view in places:
-            photo = split.source.read(unit, row)
-            box, flip = fixed_view(data.crops, data.seed, unit, row, view, image_size(photo.image))
+            encoded = split.source.read(unit, row).image
+            box, flip = fixed_view(data.crops, data.seed, unit, row, view, image_size(encoded))
             entries.append(reader.entries(reader.read(unit, row, view), box, flip=flip))
-            images.append(crop_and_resize(photo.image, box, side, flip=flip))
+            images.append(crop_and_resize(encoded, box, side, flip=flip))
         fields = stored_fields(stack_rows(entries), running.device)
         regions, flips = fields["region"], fields["flip"]
         cut.append(codec.decode_crop(fields, regions, flips, given=split.grid, wanted=wanted).flatten(0, 1).cpu())

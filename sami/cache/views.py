@@ -19,7 +19,7 @@ from sami.data.crops import (
     RandomCrops,
     center_crop_box,
     crop_and_resize,
-    photo_checksum,
+    image_checksum,
     resize_and_pad,
 )
 from sami.data.datasets import Batch
@@ -65,20 +65,20 @@ class ViewsToCache(Dataset):
         for index, (unit, row, view) in enumerate(places):
             head[index]["row"], head[index]["view"] = row, view
             try:
-                photo = self.source.read(unit, row)
-                size = image_size(photo.image)
+                data = self.source.read(unit, row).image
+                size = image_size(data)
                 if self.whole:
                     box, flip = (0, 0, *size), False
-                    image[index] = resize_and_pad(photo.image, self.side)
+                    image[index] = resize_and_pad(data, self.side)
                 else:
                     box, flip = center_crop_box(size, CENTER), False
                     if self.crops is not None:
                         box, flip = fixed_view(self.crops, self.seed, unit, row, view, size)
-                    image[index] = crop_and_resize(photo.image, box, self.side, flip=flip)
+                    image[index] = crop_and_resize(data, box, self.side, flip=flip)
             except BrokenImage as error:
                 broken.append((self.source.name(unit, row), str(error)))
                 continue
-            for name, value in {"photo": photo_checksum(photo.image), "size": size, "box": box, "flip": flip}.items():
+            for name, value in {"photo": image_checksum(data), "size": size, "box": box, "flip": flip}.items():
                 head[index][name] = value
             head[index]["valid"] = True
         keys = [self.source.key(unit, row) for unit, row, _ in places]

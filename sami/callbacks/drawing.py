@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sami.methods.base import Cell
-from sami.predict.picture import draw_masks
+from sami.predict.overlay import draw_masks
 
 TITLE_HEIGHT = 16  # pixels
 

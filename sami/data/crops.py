@@ -125,7 +125,7 @@ def normalize_padded(image: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
 
     Args:
         image: uint8 [B, 3, S, S].
-        sizes: (H, W) of each photo; (0, 0) for an image that is not there.
+        sizes: (H, W) of each image; (0, 0) for an image that is not there.
     """
     image = normalize(image)
     for one, size in zip(image, sizes, strict=True):
@@ -135,6 +135,6 @@ def normalize_padded(image: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     return image
 
 
-def photo_checksum(data: bytes) -> int:
+def image_checksum(data: bytes) -> int:
     """CRC-32 of an image file."""
     return zlib.crc32(data)

@@ -16,7 +16,7 @@ from sami.data.images import BrokenImage, image_size
 from sami.data.loading import check_positive
 from sami.data.objects import LONGEST_SIDE, ImageObjects, draw_objects
 from sami.data.sampling import Stream, draw_noise
-from sami.data.sources.base import MaskedPhoto, MaskSource, Photo, Source
+from sami.data.sources.base import AnnotatedImage, EncodedImage, MaskSource, Source
 from sami.data.sources.drawn_shards import draw_shards
 from sami.data.sources.images import ShardSource, open_source
 from sami.data.sources.masks import Sa1bShards, open_mask_source
@@ -41,7 +41,7 @@ class WholeImage:
     spec: FrameSpec
     cache: TargetReader | None
 
-    def show(self, sample: Photo | MaskedPhoto, index: Index, *, upright: bool = True) -> Row:
+    def show(self, sample: EncodedImage | AnnotatedImage, index: Index, *, upright: bool = True) -> Row:
         """The entries above. Raises BrokenImage where image or map cannot be used."""
         image, target = self.spec.image(sample.image, flip=False, upright=upright), {}
         if self.cache:
@@ -63,7 +63,7 @@ class PromptedImage(WholeImage):
 
     num_prompts: int
 
-    def __call__(self, sample: Photo, rng: np.random.Generator, index: Index) -> Row:
+    def __call__(self, sample: EncodedImage, rng: np.random.Generator, index: Index) -> Row:
         return {**self.show(sample, index), "noise": draw_noise(rng, self.num_prompts)}
 
 
@@ -81,9 +81,9 @@ class ImageWithObjects(WholeImage):
 
     num_masks: int
 
-    def __call__(self, sample: Photo | MaskedPhoto, rng: np.random.Generator, index: Index) -> Row:
+    def __call__(self, sample: EncodedImage | AnnotatedImage, rng: np.random.Generator, index: Index) -> Row:
         objects, Q = None, self.num_masks
-        if isinstance(sample, MaskedPhoto) and sample.segmentations:
+        if isinstance(sample, AnnotatedImage) and sample.segmentations:
             objects = draw_objects(sample, self.spec, rng, num_masks=Q)
         row = self.show(sample, index, upright=objects is None or objects.upright)
         row |= {"objects": objects, "place_noise": draw_noise(rng, Q)[:, :PLACE_NOISE]}

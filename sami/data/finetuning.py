@@ -16,7 +16,7 @@ from sami.data.images import BrokenImage
 from sami.data.loading import check_positive
 from sami.data.objects import draw_objects
 from sami.data.sampling import Stream, draw_noise
-from sami.data.sources.base import MaskedPhoto
+from sami.data.sources.base import AnnotatedImage
 from sami.data.sources.drawn_shards import draw_shards
 from sami.data.sources.masks import open_mask_source
 from sami.data.square import FrameSpec, SquareImageData
@@ -43,7 +43,7 @@ class SomeMasks:
     flip: float
     scale: tuple[float, float] = (1.0, 1.0)
 
-    def __call__(self, sample: MaskedPhoto, rng: np.random.Generator, index: Index) -> Row:
+    def __call__(self, sample: AnnotatedImage, rng: np.random.Generator, index: Index) -> Row:
         """Raises BrokenImage where the image or a mask that was drawn cannot be used, or no mask is left."""
         size, upright = sample.raster()
         flip = bool(rng.random() < self.flip)
@@ -102,7 +102,7 @@ class ExactObjects:
     spec: FrameSpec
     num_masks: int
 
-    def __call__(self, sample: MaskedPhoto, rng: np.random.Generator, index: Index) -> Row:
+    def __call__(self, sample: AnnotatedImage, rng: np.random.Generator, index: Index) -> Row:
         objects = draw_objects(sample, self.spec, rng, num_masks=self.num_masks)
         image = self.spec.image(sample.image, flip=False, upright=objects.upright)
         return {"image": image, "objects": objects, "input_size": torch.tensor(objects.frame.input_size)}

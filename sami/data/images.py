@@ -44,7 +44,7 @@ def decode_image(data: bytes, *, min_scale: float = 1.0, upright: bool = True) -
     Args:
         data: the file's bytes.
         min_scale: a JPEG may be decoded at a half, quarter or eighth of its size as long as both sides keep at least
-            this fraction. Decoding is the limit of loading, and skipping frequencies is most of it on large photos.
+            this fraction. Decoding is the limit of loading, and skipping frequencies is most of it on large images.
         upright: False for the raster as it is stored, which masks may have been drawn on.
 
     Raises:
@@ -113,7 +113,7 @@ def jpeg_exif(data: bytes) -> bytes:
 def find_orientation(exif: bytes) -> int:
     """The orientation tag of an EXIF block: 1, upright, where there is none, or the block is damaged.
 
-    Read by hand: Pillow, which reads all tags, takes a twentieth of the time that decoding a small photo takes.
+    Read by hand: Pillow, which reads all tags, takes a twentieth of the time that decoding a small image takes.
     """
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])

@@ -10,7 +10,7 @@ from torch import Tensor
 from sami.data.images import BrokenImage
 from sami.data.sampling import draw_noise
 from sami.data.sources.annotations import segmentation_counts
-from sami.data.sources.base import MaskedPhoto
+from sami.data.sources.base import AnnotatedImage
 from sami.data.square import FrameSpec
 from sami.ops.frames import ImageFrame
 from sami.ops.rle import decode_mask, mask_cells
@@ -28,7 +28,7 @@ class ImageObjects:
         frame: where the image lies in the model's square.
         counts: run lengths of each mask, of the whole image.
         noise: [Q, NUM_NOISE] uniform in [0, 1), which decides the prompts.
-        upright: see `MaskedPhoto.raster`.
+        upright: see `AnnotatedImage.raster`.
     """
 
     def __init__(self, frame: ImageFrame, counts: list[Tensor], noise: Tensor, *, upright: bool = True) -> None:
@@ -56,7 +56,7 @@ class ImageObjects:
         return torch.stack(masks).unsqueeze(0), torch.from_numpy(self.noise[rows]).unsqueeze(0)
 
 
-def draw_objects(sample: MaskedPhoto, spec: FrameSpec, rng: np.random.Generator, *, num_masks: int) -> ImageObjects:
+def draw_objects(sample: AnnotatedImage, spec: FrameSpec, rng: np.random.Generator, *, num_masks: int) -> ImageObjects:
     """Up to `num_masks` of an image's masks, drawn at random; which ones does not depend on the model's frame.
 
     Masks of every size count: what training leaves out as too large is no reason not to be asked for it.

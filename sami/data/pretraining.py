@@ -16,7 +16,7 @@ from sami.data.datasets import EvalSet, Index, Row, TrainSet
 from sami.data.images import image_size
 from sami.data.loading import ImageData, check_positive
 from sami.data.sampling import Stream, fixed_view
-from sami.data.sources.base import NO_LABEL, Photo
+from sami.data.sources.base import NO_LABEL, EncodedImage
 from sami.data.sources.drawn_shards import draw_shards
 from sami.data.sources.images import open_source
 from sami.data.targets import TargetCache, TargetReader
@@ -46,12 +46,14 @@ class RandomCrop:
     num_views: int | None = None
     cache: TargetReader | None = None
 
-    def __call__(self, sample: Photo, rng: np.random.Generator, index: Index) -> Row:
+    def __call__(self, sample: EncodedImage, rng: np.random.Generator, index: Index) -> Row:
         box, flip, target = self.take_view(sample, rng, index)
         image = crop_and_resize(sample.image, box, self.image_size, flip=flip)
         return {"image": image, **noise_and_label(sample, rng, self.num_tokens), **target}
 
-    def take_view(self, sample: Photo, rng: np.random.Generator, index: Index) -> tuple[Box, bool, dict[str, Tensor]]:
+    def take_view(
+        self, sample: EncodedImage, rng: np.random.Generator, index: Index
+    ) -> tuple[Box, bool, dict[str, Tensor]]:
         """Crop box and flip of an image in an epoch, and its target if there is a cache."""
         unit, row, epoch = index
         view = epoch % self.num_views if self.num_views else 0
@@ -77,7 +79,7 @@ class CenterCrop:
     num_tokens: int
     cache: TargetReader | None = None
 
-    def __call__(self, sample: Photo, rng: np.random.Generator, index: Index) -> Row:
+    def __call__(self, sample: EncodedImage, rng: np.random.Generator, index: Index) -> Row:
         box, target = center_crop_box(image_size(sample.image), CENTER), {}
         if self.cache:
             target = self.cache.entries(self.cache.read_for(sample.image, index.unit, index.row, 0), box, flip=False)
@@ -91,7 +93,7 @@ class CenterCrop:
         return {**row, **(self.cache.blank() if self.cache else {})}
 
 
-def noise_and_label(sample: Photo, rng: np.random.Generator, num_tokens: int) -> Row:
+def noise_and_label(sample: EncodedImage, rng: np.random.Generator, num_tokens: int) -> Row:
     """`noise` uniform in [0, 1) and `label` of an image."""
     noise = torch.from_numpy(rng.random(num_tokens, dtype=np.float32))
     return {"noise": noise, "label": torch.tensor(sample.label)}

@@ -1,4 +1,4 @@
-"""Distillation of an image encoder: small networks learn a large one's map of the whole photo, its decoder stays.
+"""Distillation of an image encoder: small networks learn a large one's map of the whole image, its decoder stays.
 
 B images   S pixels per side   gh gw token grid, N = gh*gw   E embedding width   Q prompts per image   h w low-res masks
 """

@@ -38,7 +38,7 @@ class SAMIPretraining(Method):
         loss_distance: "mse" (paper) or "cosine".
         loss_tokens: "all" (paper) or "masked" (MAE).
         standardize_target: bring each channel of the target to zero mean and unit variance, both measured once on
-            `ChannelStatistics.num_photos` training views. The paper mentions no such step, so it is off; it makes
+            `ChannelStatistics.num_images` training views. The paper mentions no such step, so it is off; it makes
             losses of different teachers comparable and keeps loud channels from drowning quiet ones.
         weight_decay, betas: see `Method`.
         compile: run the student through torch.compile.

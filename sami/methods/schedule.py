@@ -20,7 +20,7 @@ class RunLength(NamedTuple):
 
     @property
     def global_batch_size(self) -> int:
-        """Photos per optimiser step."""
+        """Images per optimiser step."""
         return self.batch_size * self.world_size * self.accumulate
 
     @property

@@ -28,7 +28,7 @@ class Sam(nn.Module):
         image_encoder: [B, 3, H, W] -> [B, 256, gh, gw].
         name: of the model, see `sami.models.build.build_sam`.
         image_size: pixels per side of the square that it was made for.
-        resize_mode: how a photo gets there: "pad", longest side and zeros to the right and below (SAM), or "stretch",
+        resize_mode: how an image gets there: "pad", longest side and zeros to the right and below (SAM), or "stretch",
             both sides resized on their own (EfficientSAM).
         decoder: "sam", or "efficient_sam", which knows neither background points nor mask prompts.
 
@@ -82,8 +82,8 @@ class Sam(nn.Module):
 
         Args:
             batched_input: for each image
-                image: [3, H, W] in 0 to 255, resized as `ResizePhoto.apply_image` does.
-                original_size: (Ho, Wo) of the photo.
+                image: [3, H, W] in 0 to 255, resized as `ResizeImage.apply_image` does.
+                original_size: (Ho, Wo) of the image.
                 point_coords, point_labels, boxes, mask_inputs: see `decode_prompts`; what is not there is left out.
             multimask_output: K = 3 masks for ambiguous prompts, or K = 1.
 
@@ -113,8 +113,8 @@ class Sam(nn.Module):
         """[Q, K, h, w] logits -> [Q, K, Ho, Wo] logits: padding cut off and resized, see `Frame.masks_to_original`.
 
         Args:
-            input_size: (H, W) of the resized photo.
-            original_size: (Ho, Wo) of the photo.
+            input_size: (H, W) of the resized image.
+            original_size: (Ho, Wo) of the image.
         """
         (H, W), (Ho, Wo), stretch = input_size, original_size, self.resize_mode == "stretch"
         return ImageFrame((Ho, Wo), (H, W), self.image_size, stretch=stretch).masks_to_original(masks)

@@ -1,6 +1,6 @@
-"""From a photo to the model's square and back; nothing else changes frames.
+"""From an image to the model's square and back; nothing else changes frames.
 
-Ho Wo original pixels   H W the photo's pixels in the square   S the square's side   h w low-res mask
+Ho Wo original pixels   H W the image's pixels in the square   S the square's side   h w low-res mask
 """
 
 import math
@@ -13,11 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ImageFrame:
-    """Where a photo lies in the model's square: its top left corner in that of the square.
+    """Where an image lies in the model's square: its top left corner in that of the square.
 
     Args:
         original_size: (Ho, Wo).
-        input_size: (H, W), what the photo is resized to.
+        input_size: (H, W), what the image is resized to.
         image_size: S.
         stretch: both sides resized on their own, as EfficientSAM does; else the longest side fills the square (SAM).
     """
@@ -33,11 +33,11 @@ class ImageFrame:
         return torch.tensor([W / Wo, H / Ho], dtype=coords.dtype, device=coords.device)
 
     def to_model(self, coords: Tensor) -> Tensor:
-        """[..., 2] (x, y) pixels of the photo -> of the square."""
+        """[..., 2] (x, y) pixels of the image -> of the square."""
         return coords * self.scale(coords)
 
     def to_original(self, coords: Tensor) -> Tensor:
-        """[..., 2] (x, y) pixels of the square -> of the photo."""
+        """[..., 2] (x, y) pixels of the square -> of the image."""
         return coords / self.scale(coords)
 
     def resize(self, image: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class ImageFrame:
         return F.interpolate(image, self.input_size, mode="bilinear", antialias=True)
 
     def shrunk(self, longest_side: int) -> "ImageFrame":
-        """The frame of the same photo with at most this many pixels on its longer side."""
+        """The frame of the same image with at most this many pixels on its longer side."""
         if max(self.original_size) <= longest_side:
             return self
         return replace(self, original_size=longest_side_frame(self.original_size, longest_side).input_size)
@@ -63,7 +63,7 @@ class ImageFrame:
         return F.pad(image, (0, S - W, 0, S - H))
 
     def masks_to_original(self, low_res_masks: Tensor) -> Tensor:
-        """[Q, K, h, w] logits of the square -> [Q, K, Ho, Wo] logits of the photo.
+        """[Q, K, h, w] logits of the square -> [Q, K, Ho, Wo] logits of the image.
 
         As released: SAM enlarges to the square, cuts the padding off, and resizes, bilinear both times; EfficientSAM
         resizes once, bicubic.
@@ -80,17 +80,17 @@ class ImageFrame:
 
 
 def frame_of(original_size: tuple[int, int], image_size: int, *, resize_mode: str) -> ImageFrame:
-    """Where a photo lies in the square of a model with this `resize_mode`, "pad" or "stretch"."""
+    """Where an image lies in the square of a model with this `resize_mode`, "pad" or "stretch"."""
     return (stretch_frame if resize_mode == "stretch" else longest_side_frame)(original_size, image_size)
 
 
 def longest_side_frame(original_size: tuple[int, int], image_size: int) -> ImageFrame:
-    """The photo's longest side fills the square's; sides are rounded, and never to nothing."""
+    """The image's longest side fills the square's; sides are rounded, and never to nothing."""
     scale = image_size / max(original_size)
     H, W = (max(int(side * scale + 0.5), 1) for side in original_size)
     return ImageFrame(tuple(original_size), (H, W), image_size, stretch=False)
 
 
 def stretch_frame(original_size: tuple[int, int], image_size: int) -> ImageFrame:
-    """Stretch: both sides of the photo are resized on their own, so that they fill the square."""
+    """Stretch: both sides of the image are resized on their own, so that they fill the square."""
     return ImageFrame(tuple(original_size), (image_size, image_size), image_size, stretch=True)

@@ -51,7 +51,7 @@ def innermost_pixel(masks: Tensor) -> tuple[Tensor, Tensor]:
     """[..., H, W] bool -> [..., 2] (x, y) of the pixel farthest from the edge of each mask, [...] its distance.
 
     An empty mask gives the first pixel, at distance 0. Outside of its box a mask has no pixel, so that only the box is
-    looked at: objects are small beside their photos.
+    looked at: objects are small beside their images.
     """
     flat = masks.reshape(-1, *masks.shape[-2:])
     pixels, depths = flat.new_zeros(len(flat), 2, dtype=torch.float32), flat.new_zeros(len(flat), dtype=torch.float32)

@@ -1,1 +1,1 @@
-"""Segmenting photos without a trainer."""
+"""Segmenting images without a trainer."""

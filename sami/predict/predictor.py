@@ -1,4 +1,4 @@
-"""Point at something in a photo and get its mask.
+"""Point at something in an image and get its mask.
 
 B images   Q prompts (objects) per image   P points per prompt   K candidate masks   Ho Wo original pixels   h w low-res
 mask, a quarter of the model's square
@@ -15,11 +15,11 @@ from torch import Tensor
 from sami.models.sam import Sam
 from sami.models.two_way_transformer import PreparedImage
 from sami.ops.frames import ImageFrame
-from sami.predict.photo import rgb_pixels
+from sami.predict.image import rgb_pixels
 from sami.predict.prompts import Prompt, each_object, read_prompt, stack_prompts
-from sami.predict.transform import ResizePhoto
+from sami.predict.transform import ResizeImage
 
-Photo = np.ndarray | Image.Image
+Picture = np.ndarray | Image.Image
 Result = tuple[np.ndarray, np.ndarray, np.ndarray]  # masks, iou_predictions, low_res_masks
 IMAGES_AT_ONCE = 4  # through the image encoder
 MASK_PIXELS = 2**26  # of full-size logits at a time
@@ -28,12 +28,12 @@ MASK_PIXELS = 2**26  # of full-size logits at a time
 class SamPredictor:
     """segment-anything's interface to any `Sam`: one image is embedded once and then prompted as often as wanted.
 
-    All coordinates are (x, y) pixels of the photo as it was given; sizes are (H, W).
+    All coordinates are (x, y) pixels of the image as it was given; sizes are (H, W).
     """
 
     def __init__(self, model: Sam) -> None:
         self.model = model
-        self.transform = ResizePhoto(model.image_size, model.resize_mode)
+        self.transform = ResizeImage(model.image_size, model.resize_mode)
         self.reset_image()
 
     @property
@@ -52,8 +52,8 @@ class SamPredictor:
         """Whether there is something to prompt."""
         return self.features is not None
 
-    def set_image(self, image: Photo, image_format: str = "RGB") -> None:
-        """Embeds a photo for `predict`.
+    def set_image(self, image: Picture, image_format: str = "RGB") -> None:
+        """Embeds an image for `predict`.
 
         Args:
             image: uint8 [Ho, Wo, 3]. Grey, RGBA and 16-bit arrays and Pillow's images are converted.
@@ -65,29 +65,29 @@ class SamPredictor:
         self.set_image_batch([image], image_format)
 
     @torch.no_grad()
-    def set_image_batch(self, image_list: Sequence[Photo], image_format: str = "RGB") -> None:
-        """Embeds photos of any sizes for `predict_batch`.
+    def set_image_batch(self, image_list: Sequence[Picture], image_format: str = "RGB") -> None:
+        """Embeds images of any sizes for `predict_batch`.
 
         Raises:
             ValueError: see `rgb_pixels`, or there is none.
         """
         if len(image_list) == 0:
             raise ValueError("no images: give at least one")
-        photos = [torch.tensor(rgb_pixels(photo, image_format=image_format)) for photo in image_list]
-        resized = [self.transform.apply_image_torch(pixels.permute(2, 0, 1).unsqueeze(0)) for pixels in photos]
-        frames = [self.transform.frame(pixels.shape[:2]) for pixels in photos]
+        images = [torch.tensor(rgb_pixels(image, image_format=image_format)) for image in image_list]
+        resized = [self.transform.apply_image_torch(pixels.permute(2, 0, 1).unsqueeze(0)) for pixels in images]
+        frames = [self.transform.frame(pixels.shape[:2]) for pixels in images]
         self.embed(torch.cat([self.model.preprocess(image) for image in resized]), frames)
 
     @torch.no_grad()
     def set_torch_image(self, transformed_image: Tensor, original_image_size: Sequence[int]) -> None:
-        """Embeds a photo that is resized already.
+        """Embeds an image that is resized already.
 
         Args:
             transformed_image: [1, 3, H, W] in 0 to 255, as `transform.apply_image` gives it; RGB.
-            original_image_size: (Ho, Wo) of the photo.
+            original_image_size: (Ho, Wo) of the image.
 
         Raises:
-            ValueError: the shape is not what `transform.apply_image` makes of such a photo.
+            ValueError: the shape is not what `transform.apply_image` makes of such an image.
         """
         frame = self.transform.frame(original_image_size)
         if tuple(transformed_image.shape[1:]) != (3, *frame.input_size):
@@ -96,20 +96,20 @@ class SamPredictor:
         self.embed(self.model.preprocess(transformed_image), [frame] * len(transformed_image))
 
     def embed(self, squares: Tensor, frames: list[ImageFrame]) -> None:
-        """[B, 3, S, S] normalised, and where the photos lie in them."""
+        """[B, 3, S, S] normalised, and where the images lie in them."""
         self.reset_image()
         self.features = torch.cat([self.model.embed(group) for group in squares.split(IMAGES_AT_ONCE)])
         self.frames = frames
 
     @property
     def original_size(self) -> tuple[int, int]:
-        """(Ho, Wo) of the first photo."""
+        """(Ho, Wo) of the first image."""
         self.require_image()
         return self.frames[0].original_size
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(H, W) of the first photo in the model's square."""
+        """(H, W) of the first image in the model's square."""
         self.require_image()
         return self.frames[0].input_size
 

@@ -31,7 +31,7 @@ def read_prompt(
     *,
     takes_background: bool,
 ) -> Prompt:
-    """Points and box of one object in pixels of the photo -> of the model.
+    """Points and box of one object in pixels of the image -> of the model.
 
     Args:
         point_coords: [P, 2] (x, y).
@@ -42,7 +42,7 @@ def read_prompt(
 
     Raises:
         ValueError: points without labels or labels without points, shapes that do not fit, other labels, a point
-            outside the photo, a box without area or beside the photo, or nothing at all.
+            outside the image, a box without area or beside the image, or nothing at all.
     """
     if (point_coords is None) != (point_labels is None):
         given, missing = ("labels", "coords") if point_coords is None else ("coords", "labels")

@@ -1,6 +1,6 @@
-"""segment-anything's `ResizeLongestSide`: photos, points and boxes into the model's frame.
+"""segment-anything's `ResizeLongestSide`: images, points and boxes into the model's frame.
 
-B images   Ho Wo original pixels   H W pixels of the resized photo   N points or boxes
+B images   Ho Wo original pixels   H W pixels of the resized image   N points or boxes
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from sami.ops.frames import ImageFrame, frame_of
-from sami.predict.photo import rgb_pixels
+from sami.predict.image import rgb_pixels
 
 
-class ResizePhoto:
+class ResizeImage:
     """What `SamPredictor.transform` is, with the methods of segment-anything's transform.
 
-    A model that pads has the longest side of a photo resized to its square's, as in segment-anything. One that
+    A model that pads has the longest side of an image resized to its square's, as in segment-anything. One that
     stretches has both sides resized on their own, which for points and boxes means one factor for x and another for y.
 
     Args:
@@ -28,7 +28,7 @@ class ResizePhoto:
         self.target_length, self.resize_mode = target_length, resize_mode
 
     def frame(self, original_size: Sequence[int]) -> ImageFrame:
-        """Where a photo of (Ho, Wo) pixels lies in the model's square."""
+        """Where an image of (Ho, Wo) pixels lies in the model's square."""
         Ho, Wo = original_size
         return frame_of((Ho, Wo), self.target_length, resize_mode=self.resize_mode)
 
@@ -44,22 +44,22 @@ class ResizePhoto:
     def apply_image_torch(self, image: Tensor) -> Tensor:
         """[B, 3, Ho, Wo] in 0 to 255 -> [B, 3, H, W]. Float pixels are not rounded, which the model's own are.
 
-        (segment-anything's takes B and 3 for the photo's size, an error.)
+        (segment-anything's takes B and 3 for the image's size, an error.)
         """
         return self.frame(image.shape[-2:]).resize(image)
 
     def apply_coords(self, coords: np.ndarray, original_size: Sequence[int]) -> np.ndarray:
-        """[..., 2] (x, y) pixels of the photo -> of the model, float64."""
+        """[..., 2] (x, y) pixels of the image -> of the model, float64."""
         return self.frame(original_size).to_model(torch.from_numpy(np.asarray(coords, dtype=np.float64))).numpy()
 
     def apply_boxes(self, boxes: np.ndarray, original_size: Sequence[int]) -> np.ndarray:
-        """[N, 4], or one box [4], xyxy pixels of the photo -> [N, 4] of the model, float64."""
+        """[N, 4], or one box [4], xyxy pixels of the image -> [N, 4] of the model, float64."""
         return self.apply_coords(np.reshape(boxes, (-1, 2, 2)), original_size).reshape(-1, 4)
 
     def apply_coords_torch(self, coords: Tensor, original_size: Sequence[int]) -> Tensor:
-        """[..., 2] (x, y) pixels of the photo -> of the model, float32."""
+        """[..., 2] (x, y) pixels of the image -> of the model, float32."""
         return self.frame(original_size).to_model(coords.float())
 
     def apply_boxes_torch(self, boxes: Tensor, original_size: Sequence[int]) -> Tensor:
-        """[N, 4], or one box [4], xyxy pixels of the photo -> [N, 4] of the model, float32."""
+        """[N, 4], or one box [4], xyxy pixels of the image -> [N, 4] of the model, float32."""
         return self.apply_coords_torch(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)

@@ -1,7 +1,7 @@
 """Masks of what lies in boxes, each box looked at on its own.
 
-The model's square shows a photo of 4,000 pixels four times smaller, and of an object of 40 pixels ten. A window around
-the box shows what the photo has of it. The price is one pass of the image encoder for each box.
+The model's square shows an image of 4,000 pixels four times smaller, and of an object of 40 pixels ten. A window around
+the box shows what the image has of it. The price is one pass of the image encoder for each box.
 
 Q boxes   K candidate masks   Ho Wo original pixels
 """
@@ -14,8 +14,8 @@ import numpy as np
 from sami.models.sam import Sam
 from sami.ops.frames import stretch_frame
 from sami.ops.rle import Window
-from sami.predict.photo import rgb_pixels
-from sami.predict.predictor import IMAGES_AT_ONCE, Photo, SamPredictor
+from sami.predict.image import rgb_pixels
+from sami.predict.predictor import IMAGES_AT_ONCE, Picture, SamPredictor
 from sami.predict.prompts import as_floats, check_box
 
 ZOOM = 2.0  # sides of a window in longer sides of the box in it
@@ -23,15 +23,15 @@ MOST_ZOOM = 8  # a window's side is at least this part of the model's square: ma
 
 
 def predict_zoomed(
-    model: Sam, image: Photo, boxes: Sequence, *, multimask_output: bool = True, image_format: str = "RGB"
+    model: Sam, image: Picture, boxes: Sequence, *, multimask_output: bool = True, image_format: str = "RGB"
 ) -> tuple[np.ndarray, np.ndarray]:
     """The masks of each box, from a window around it: see `window_around`; nothing is found outside of that.
 
     Args:
         model: any segmenter.
         image: see `SamPredictor.set_image`.
-        boxes: [Q, 4] xyxy pixels of the photo; a list of such. Their masks take Q*K*Ho*Wo bytes: of hundreds in a
-            large photo ask for some at a time.
+        boxes: [Q, 4] xyxy pixels of the image; a list of such. Their masks take Q*K*Ho*Wo bytes: of hundreds in a
+            large image ask for some at a time.
         multimask_output: K = 3 masks, for boxes that may mean several things, or K = 1.
         image_format: order of the channels, "RGB" or "BGR".
 
@@ -64,12 +64,12 @@ def predict_zoomed(
 
 
 def window_around(box: Sequence[float], size: tuple[int, int], *, image_size: int) -> Window:
-    """A square part of a photo around the middle of a box, moved, and then cut, where the photo ends.
+    """A square part of an image around the middle of a box, moved, and then cut, where the image ends.
 
     Args:
-        box: (x0, y0, x1, y1) pixels, inside the photo.
-        size: (H, W) of the photo.
-        image_size: pixels per side that the model sees: no window is made for more than `MOST_ZOOM` times the photo's.
+        box: (x0, y0, x1, y1) pixels, inside the image.
+        size: (H, W) of the image.
+        image_size: pixels per side that the model sees: no window is made for more than `MOST_ZOOM` times the image's.
     """
     side = math.ceil(max(ZOOM * max(box[2] - box[0], box[3] - box[1]), image_size / MOST_ZOOM))
     height, width = (min(side, whole) for whole in size)

@@ -6,7 +6,7 @@ from sami.benchmark.__main__ import benchmark
 
 
 def test_table_on_a_small_setting(tmp_path, capsys) -> None:
-    options = ["model=vit_t", "model.image_size=32", "teacher=pixels", "batch_size=2", "steps=1", "photo_size=64"]
+    options = ["model=vit_t", "model.image_size=32", "teacher=pixels", "batch_size=2", "steps=1", "drawn_size=64"]
     benchmark(compose_config([*options, "device=cpu", "threads=1"], name="benchmark"), tmp_path)
     printed = capsys.readouterr().out
     students, stages = (

@@ -155,7 +155,7 @@ def test_changed_photos_are_not_paired_with_old_targets(made: tuple[list[str], P
     assert run_cache("write", data) == 0
     changed = sorted(photos.rglob("*.jpg"))[7]
     changed.write_bytes(encode(draw_photo(99)))
-    code, said = cache_says("verify", [*data, "verify_photos=20"], tmp_path)
+    code, said = cache_says("verify", [*data, "verify_images=20"], tmp_path)
     assert code == 2 and f"{changed}, view 1: the image has changed" in said
     run = tmp_path / "run"
     assert run_pretrain(run, [*data[:2], *cached(tmp_path / "targets"), "callbacks.broken_images.max_rate=0.5"]) == 0

@@ -7,7 +7,7 @@ from conftest import draw_photo, encode, write_folder
 from sami.cache.layout import CacheLayout
 from sami.cache.recipe import compare
 from sami.cache.views import ShardSampler, ViewsToCache
-from sami.data.crops import RandomCrops, crop_and_resize, photo_checksum
+from sami.data.crops import RandomCrops, crop_and_resize, image_checksum
 from sami.data.datasets import EvalSet, TrainSet
 from sami.data.pretraining import CenterCrop, RandomCrop
 from sami.data.sampling import ShuffledOrder, Stream
@@ -43,7 +43,7 @@ def test_the_head_says_what_was_seen(tmp_path: Path) -> None:
     head, data = batch["head"], source.read(0, 1).image
     assert head["valid"].tolist() == [False, True] and [where for where, _ in batch["broken"]] == [source.name(0, 0)]
     assert (head["row"].tolist(), head["view"].tolist()) == ([0, 1], [1, 4])
-    assert head[1]["size"].tolist() == [48, 64] and head[1]["photo"] == photo_checksum(data)
+    assert head[1]["size"].tolist() == [48, 64] and head[1]["photo"] == image_checksum(data)
     again = crop_and_resize(data, tuple(head[1]["box"].tolist()), 32, flip=bool(head[1]["flip"]))
     assert torch.equal(again, batch["image"][1]) and not batch["image"][0].any()
 

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from sami.callbacks.drawing import TITLE_HEIGHT, draw_sheet
-from sami.predict.picture import draw_masks
+from sami.predict.overlay import draw_masks
 
 
 def test_images_of_different_sizes_on_one_sheet() -> None:

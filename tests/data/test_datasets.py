@@ -8,11 +8,11 @@ from conftest import write_folder
 from sami.data.datasets import EvalSet, Index, Row, TrainSet, keep_valid
 from sami.data.images import decode_image
 from sami.data.sampling import NO_ROW, ShuffledOrder, Stream
-from sami.data.sources.base import Photo
+from sami.data.sources.base import EncodedImage
 from sami.data.sources.images import FolderSource
 
 
-def make(sample: Photo, rng: np.random.Generator, index: Index) -> Row:
+def make(sample: EncodedImage, rng: np.random.Generator, index: Index) -> Row:
     image = torch.from_numpy(decode_image(sample.image).copy())
     return {"image": image, "noise": torch.tensor(rng.random()), "row": torch.tensor(index.row), "note": index}
 

@@ -10,7 +10,7 @@ from sami.data.datasets import EvalSet, Index, Row, TrainSet
 from sami.data.finetuning import ExactObjects, FinetuningData, SomeMasks, draw_window, pad_objects
 from sami.data.images import BrokenImage
 from sami.data.sampling import NO_ROW, NUM_NOISE, ShuffledOrder, Stream
-from sami.data.sources.base import MaskedPhoto, MaskSource
+from sami.data.sources.base import AnnotatedImage, MaskSource
 from sami.data.sources.masks import Sa1bFolder, open_mask_source
 from sami.data.square import FrameSpec
 from sami.ops.boxes import mask_to_box
@@ -35,7 +35,7 @@ def val_set(source: MaskSource, spec: FrameSpec) -> EvalSet:
 
 
 def row_of(
-    photo: MaskedPhoto, spec: FrameSpec, seed: int = 0, *, num_masks: int = 1, flip: float = 0.0, scale=(1.0, 1.0)
+    photo: AnnotatedImage, spec: FrameSpec, seed: int = 0, *, num_masks: int = 1, flip: float = 0.0, scale=(1.0, 1.0)
 ) -> Row:
     return SomeMasks(spec, num_masks, flip, scale)(photo, np.random.default_rng(seed), Index(0, 0, 0))
 
@@ -68,11 +68,11 @@ def test_a_view_depends_on_seed_and_position_alone(tmp_path) -> None:
     assert not torch.equal(other["noise"][0, 0], together["noise"][2, 0])
 
 
-def painted(height: int, width: int, seed: int) -> tuple[MaskedPhoto, np.ndarray]:
+def painted(height: int, width: int, seed: int) -> tuple[AnnotatedImage, np.ndarray]:
     """A photo that is white in its masks and black elsewhere, as PNG: the image shows where the masks belong."""
     masks = draw_masks(seed, 2, height=height, width=width)
     image = np.repeat(255 * masks[0].astype(np.uint8)[..., None], 3, axis=2)
-    return MaskedPhoto(encode(image, "PNG"), [rle(masks[0])]), masks[0]
+    return AnnotatedImage(encode(image, "PNG"), [rle(masks[0])]), masks[0]
 
 
 @pytest.mark.parametrize("resize_mode", ["stretch", "pad"])
@@ -134,7 +134,7 @@ def test_a_box_is_that_of_the_masks_pixels_not_of_its_cells() -> None:
     """A cross of one pixel's width in cells of four: the cells keep less than half of it, and the box all."""
     masks = np.zeros((64, 64), dtype=bool)
     masks[10, 3:30], masks[5:21, 8:15] = True, True
-    photo = MaskedPhoto(encode(np.zeros((64, 64, 3), dtype=np.uint8)), [rle(masks)])
+    photo = AnnotatedImage(encode(np.zeros((64, 64, 3), dtype=np.uint8)), [rle(masks)])
     spec = FrameSpec(64, 16, "pad", 0.9)
     for flip, box in ((0, [3, 5, 30, 21]), (1, [34, 5, 61, 21])):
         view = row_of(photo, spec, flip=flip)
@@ -144,7 +144,7 @@ def test_a_box_is_that_of_the_masks_pixels_not_of_its_cells() -> None:
 
 
 def test_a_photo_without_masks_is_broken() -> None:
-    photo = MaskedPhoto(encode(np.zeros((9, 9, 3), dtype=np.uint8)), [])
+    photo = AnnotatedImage(encode(np.zeros((9, 9, 3), dtype=np.uint8)), [])
     for scale in ((1.0, 1.0), (0.3, 1.0)):
         with pytest.raises(BrokenImage, match="none of its 0 masks can be used"):
             row_of(photo, FrameSpec(64, 16, "pad", 0.9), scale=scale)
@@ -153,7 +153,7 @@ def test_a_photo_without_masks_is_broken() -> None:
 def test_a_window_without_masks_gives_way_to_the_photo() -> None:
     masks = np.zeros((64, 64), dtype=bool)
     masks[:2, :2] = True
-    photo = MaskedPhoto(encode(np.zeros((64, 64, 3), dtype=np.uint8)), [rle(masks)])
+    photo = AnnotatedImage(encode(np.zeros((64, 64, 3), dtype=np.uint8)), [rle(masks)])
     spec = FrameSpec(64, 64, "stretch", 0.9)
     views = [row_of(photo, spec, s, scale=(0.1, 1.0)) for s in range(20)]
     whole = [torch.equal(view["masks"][0], torch.from_numpy(masks)) for view in views]
@@ -174,7 +174,7 @@ def test_large_and_empty_masks_are_dropped_and_tiny_ones_are_not() -> None:
     masks[2, 5, 5] = True
     masks[4, 20:30, 20:30] = True
     image = encode(np.zeros((64, 64, 3), dtype=np.uint8))
-    photo = MaskedPhoto(image, [rle(mask) for mask in masks])
+    photo = AnnotatedImage(image, [rle(mask) for mask in masks])
     for side in (64, 16, 4):
         spec = FrameSpec(64, side, "stretch", 0.9)
         view = row_of(photo, spec, num_masks=9)

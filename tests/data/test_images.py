@@ -15,11 +15,11 @@ from sami.data.distillation import ImageWithObjects
 from sami.data.finetuning import ExactObjects, SomeMasks
 from sami.data.images import FORMATS, IMAGE_EXTENSIONS, BrokenImage, decode_image, image_size, list_images, to_rgb, turn
 from sami.data.objects import draw_objects
-from sami.data.sources.base import MaskedPhoto
+from sami.data.sources.base import AnnotatedImage
 from sami.data.sources.images import FolderSource
 from sami.data.square import FrameSpec
 from sami.packing.reencode import reencode
-from sami.predict.photo import read_photo, rgb_pixels
+from sami.predict.image import read_image, rgb_pixels
 
 H, W = 24, 40
 ROWS, COLUMNS = np.mgrid[:H, :W]
@@ -121,7 +121,7 @@ def test_every_reader_sees_the_same_picture(name: str, tmp_path) -> None:
     assert difference.max() <= (name == "half") if name in KINDS else difference.mean() < 4
 
     (tmp_path / "photo.jpg").write_bytes(data)  # what it is called does not matter
-    assert (read_photo(tmp_path / "photo.jpg") == pixels).all()
+    assert (read_image(tmp_path / "photo.jpg") == pixels).all()
     for top, left in ((0, 0), (0, W - H)):
         crop = crop_and_resize(data, (top, left, H, H), H)
         assert (crop.permute(1, 2, 0).numpy() == pixels[top : top + H, left : left + H]).all()
@@ -226,7 +226,7 @@ STORED_OUTLINE = [[4, W - 16, 12, W - 16, 12, W - 6, 4, W - 6]]  # the same befo
     ],
 )
 def test_masks_lie_on_their_objects_before_and_after_a_turn(segmentation, stated, upright) -> None:
-    photo = MaskedPhoto(turned(6, pixels=SCENE), [segmentation], stated)
+    photo = AnnotatedImage(turned(6, pixels=SCENE), [segmentation], stated)
     assert photo.raster() == ((H, W) if upright else (W, H), upright)
     view = SomeMasks(FrameSpec(W, W, "pad", 0.9), 1, flip=0.0)(photo, np.random.default_rng(0), Index(0, 0, 0))
     (mask,) = view["masks"]
@@ -240,14 +240,14 @@ def test_masks_that_cannot_lie_on_their_objects_are_refused() -> None:
     """Label Studio shows a photo upright, and states the size that it is stored with."""
     far = [[30, 4, 39, 4, 39, 12]]  # beyond the stored raster, which is 24 wide
     with pytest.raises(BrokenImage, match=r"masks are for 40x24 pixels, and it has 24x40 \(EXIF turns it: save it"):
-        MaskedPhoto(turned(6), [far], (W, H)).raster()
+        AnnotatedImage(turned(6), [far], (W, H)).raster()
     with pytest.raises(BrokenImage, match="made smaller"):
-        MaskedPhoto(turned(1), [far], (W, H)).raster()
+        AnnotatedImage(turned(1), [far], (W, H)).raster()
 
 
 def test_validation_shows_an_image_as_its_masks_were_drawn() -> None:
     spec, rng = FrameSpec(W, W, "pad", 1.0), np.random.default_rng(0)
-    image = MaskedPhoto(turned(6, pixels=SCENE), [STORED_OUTLINE], (W, H))  # drawn before EXIF turned it
+    image = AnnotatedImage(turned(6, pixels=SCENE), [STORED_OUTLINE], (W, H))  # drawn before EXIF turned it
     for make in (ExactObjects(spec, 1), ImageWithObjects(spec, None, 1)):
         row = make(image, rng, Index(0, 0, 0))
         assert row["input_size"].tolist() == [W, H]

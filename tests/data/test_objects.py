@@ -6,7 +6,7 @@ from masked_images import draw_masks, draw_scene, rle
 
 from sami.data.images import BrokenImage
 from sami.data.objects import draw_objects
-from sami.data.sources.base import MaskedPhoto
+from sami.data.sources.base import AnnotatedImage
 from sami.data.square import FrameSpec
 
 
@@ -14,7 +14,7 @@ def test_masks_are_exact_in_the_photos_own_pixels_and_whole_on_a_smaller_grid() 
     drawn = draw_masks(0, 4, height=90, width=120)
     drawn[3] = False
     drawn[3, 50, 70] = True
-    photo = MaskedPhoto(encode(draw_scene(0, drawn)), [rle(mask) for mask in drawn])
+    photo = AnnotatedImage(encode(draw_scene(0, drawn)), [rle(mask) for mask in drawn])
     objects = draw_objects(photo, FrameSpec(16, 4, "pad", 0.01), np.random.default_rng(0), num_masks=9)
     masks, noise = objects.take(slice(9), objects.frame)
     assert masks.shape == (1, 4, 90, 120) and noise.shape[:2] == (1, 4)
@@ -32,7 +32,7 @@ def test_masks_are_exact_in_the_photos_own_pixels_and_whole_on_a_smaller_grid() 
 def test_masks_larger_than_training_takes_are_asked_for_and_empty_ones_are_not() -> None:
     drawn = np.zeros((3, 20, 30), dtype=bool)
     drawn[0], drawn[1, 3, 4] = True, True
-    photo = MaskedPhoto(encode(draw_scene(0, drawn)), [rle(mask) for mask in drawn])
+    photo = AnnotatedImage(encode(draw_scene(0, drawn)), [rle(mask) for mask in drawn])
     spec = FrameSpec(16, 4, "stretch", 0.9)
     assert len(draw_objects(photo, spec, np.random.default_rng(0), num_masks=9)) == 2
     with pytest.raises(BrokenImage, match="none of its 1 masks can be used"):

@@ -7,7 +7,7 @@ from conftest import encode
 from masked_images import draw_masks, draw_scene, rle
 
 from sami.data.objects import ImageObjects, draw_objects
-from sami.data.sources.base import MaskedPhoto
+from sami.data.sources.base import AnnotatedImage
 from sami.data.square import FrameSpec
 from sami.evaluation import prompted
 from sami.evaluation.prompted import KINDS, MaskScores, make_prompts, masks_from_prompts
@@ -102,7 +102,7 @@ def test_a_model_without_background_clicks_gets_none() -> None:
 def some_objects(size: tuple[int, int] = (H, W), fit=longest_side_frame) -> ImageObjects:
     masks = draw_masks(0, 5, height=size[0] - 2, width=size[1])
     masks = np.pad(masks, ((0, 0), (2, 0), (0, 0)))
-    photo = MaskedPhoto(encode(draw_scene(0, masks)), [rle(mask) for mask in masks])
+    photo = AnnotatedImage(encode(draw_scene(0, masks)), [rle(mask) for mask in masks])
     frame = FrameSpec(32, 8, "pad" if fit is longest_side_frame else "stretch", 0.9)
     return draw_objects(photo, frame, np.random.default_rng(0), num_masks=9)
 

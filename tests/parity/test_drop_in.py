@@ -19,7 +19,7 @@ import sami
 from sami.models.sam import Sam
 from sami.models.weight_names import to_ours
 from sami.models.weights import load_strictly
-from sami.predict.transform import ResizePhoto
+from sami.predict.transform import ResizeImage
 
 SIDE = 256  # pixels of the model's square
 IMAGE, OTHER = seeded_image("drop-in-0", 150, 200), seeded_image("drop-in-1", 120, 90)
@@ -210,7 +210,7 @@ def test_methods_and_attributes_of_the_model(models) -> None:
 
 @pytest.mark.parametrize("size", [(150, 200), (90, 31), (256, 256), (1000, 1999)])
 def test_transform(size) -> None:
-    ours, theirs = ResizePhoto(SIDE), ResizeLongestSide(SIDE)
+    ours, theirs = ResizeImage(SIDE), ResizeLongestSide(SIDE)
     coords, boxes = np.array([[[3, 4], [20, 30]]]), BOXES.numpy()
     assert_same(ours.apply_coords(coords, size), theirs.apply_coords(coords, size))
     assert_same(ours.apply_boxes(boxes, size), theirs.apply_boxes(boxes, size))

@@ -12,7 +12,7 @@ from runs import TINY, compose_config
 from sami.callbacks.metrics_table import read_table
 
 TEACHER = ["teacher=timm", "teacher.name=test_vit", "teacher.weights=random"]  # timm's smallest network
-OPTIONS = ["cache.storage=fp32", "cache.num_views=2", "cache.shard_size=6", "cache.batch_size=4", "verify_photos=9"]
+OPTIONS = ["cache.storage=fp32", "cache.num_views=2", "cache.shard_size=6", "cache.batch_size=4", "verify_images=9"]
 
 
 def photo_overrides(root: Path) -> list[str]:

@@ -30,7 +30,7 @@ def segmentation_counts(segmentation: Any, size: tuple[int, int]) -> Tensor:
             segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
         code, stated = segmentation["counts"], tuple(segmentation["size"])
         if stated != tuple(size):
-            turned = " (is the photo rotated by EXIF?)" if stated == tuple(size)[::-1] else ""
+            turned = " (is the image rotated by EXIF?)" if stated == tuple(size)[::-1] else ""
             raise BrokenImage(f"a mask of {stated[0]}x{stated[1]} in an image of {size[0]}x{size[1]}{turned}")
         counts = torch.tensor(code) if isinstance(code, list) else counts_from_string(code)
         if counts.ndim != 1 or counts.is_floating_point() or (len(counts) and counts.min() < 0):
@@ -44,7 +44,7 @@ def segmentation_counts(segmentation: Any, size: tuple[int, int]) -> Tensor:
 
 
 def code_size(segmentations: list[Any]) -> tuple[int, int] | None:
-    """(H, W) that the first run-length code among a photo's segmentations states; None where all are polygons."""
+    """(H, W) that the first run-length code among an image's segmentations states; None where all are polygons."""
     sizes = (one["size"] for one in segmentations if isinstance(one, dict) and isinstance(one.get("size"), list))
     height, width = next((size for size in sizes if len(size) == 2), (0, 0))
     return (height, width) if height and width else None

@@ -9,14 +9,14 @@ from sami.data.sources.annotations import code_size, polygons_leave
 NO_LABEL = -1
 
 
-class Photo(NamedTuple):
+class EncodedImage(NamedTuple):
     """The bytes of one image file and what is known of it."""
 
     image: bytes
     label: int  # class index, NO_LABEL without one
 
 
-class MaskedPhoto(NamedTuple):
+class AnnotatedImage(NamedTuple):
     """The bytes of one image file and the `segmentation` of each of its objects, not yet decoded."""
 
     image: bytes
@@ -26,8 +26,8 @@ class MaskedPhoto(NamedTuple):
     def raster(self) -> tuple[tuple[int, int], bool]:
         """(H, W) of the image that its masks were drawn on, and whether that is upright.
 
-        It is not where they are for the size that the photo has before EXIF turns it by 90 degrees. Polygons beyond
-        that raster belie it: some tools (Label Studio) show photos upright and state the size as it is stored.
+        It is not where they are for the size that the image has before EXIF turns it by 90 degrees. Polygons beyond
+        that raster belie it: some tools (Label Studio) show images upright and state the size as it is stored.
 
         Raises:
             BrokenImage: the image cannot be read, or the annotations are for another size.
@@ -46,33 +46,33 @@ class MaskedPhoto(NamedTuple):
 
 
 class Source(Protocol):
-    """Photos in units: a unit is what is read together, a shard or a whole folder."""
+    """Images in units: a unit is what is read together, a shard or a whole folder."""
 
     @property
     def counts(self) -> Sequence[int]:
-        """Photos in each unit."""
+        """Images in each unit."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the photos are others."""
+        """Changes when the images are others."""
         ...
 
     def name(self, unit: int, row: int) -> str:
-        """Where this photo lies, for messages: file, or shard and key."""
+        """Where this image lies, for messages: file, or shard and key."""
         ...
 
     def key(self, unit: int, row: int) -> str:
-        """What this photo's record in a cache is called."""
+        """What this image's record in a cache is called."""
         ...
 
-    def read(self, unit: int, row: int) -> Photo:
-        """The bytes. Raises BrokenImage where this one photo is at fault."""
+    def read(self, unit: int, row: int) -> EncodedImage:
+        """The bytes. Raises BrokenImage where this one image is at fault."""
         ...
 
 
 class MaskSource(Protocol):
-    """Photos with masks in units, else as `sami.data.sources.images.Source`."""
+    """Images with masks in units, else as `sami.data.sources.images.Source`."""
 
     @property
     def counts(self) -> Sequence[int]: ...
@@ -82,4 +82,4 @@ class MaskSource(Protocol):
 
     def name(self, unit: int, row: int) -> str: ...
 
-    def read(self, unit: int, row: int) -> MaskedPhoto: ...
+    def read(self, unit: int, row: int) -> AnnotatedImage: ...

@@ -1,4 +1,4 @@
-"""Photos on disk, each readable by number: tar shards and image folders."""
+"""Images on disk, each readable by number: tar shards and image folders."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
 from sami.data.images import IMAGE_EXTENSIONS, BrokenImage, list_images
-from sami.data.sources.base import NO_LABEL, Photo, Source
+from sami.data.sources.base import NO_LABEL, EncodedImage, Source
 from sami.data.sources.tar_index import TarIndex, load_index
 
 
@@ -86,7 +86,7 @@ class ShardSource:
         """The sample's key."""
         return str(self.open_unit(unit)[0].keys[row])
 
-    def read(self, unit: int, row: int) -> Photo:
+    def read(self, unit: int, row: int) -> EncodedImage:
         """The bytes of one member.
 
         Raises:
@@ -102,7 +102,7 @@ class ShardSource:
             number = int(os.pread(descriptor, label[1], label[0])) if label else NO_LABEL
         except ValueError as error:
             raise BrokenImage(f"its .cls is not a class index: {error}") from error
-        return Photo(os.pread(descriptor, image[1], image[0]), number)
+        return EncodedImage(os.pread(descriptor, image[1], image[0]), number)
 
 
 def count_samples(paths: Sequence[Path]) -> list[int]:
@@ -147,16 +147,16 @@ class FolderSource:
         return str(self.root / os.fsdecode(self.files[row]))
 
     def key(self, unit: int, row: int) -> str:
-        """The photo's number in the sorted list: paths may be long, and differ in their extension alone."""
+        """The image's number in the sorted list: paths may be long, and differ in their extension alone."""
         return f"{row:08d}"
 
-    def read(self, unit: int, row: int) -> Photo:
+    def read(self, unit: int, row: int) -> EncodedImage:
         """The bytes of one file.
 
         Raises:
             BrokenImage: the file cannot be opened.
         """
         try:
-            return Photo(Path(self.name(unit, row)).read_bytes(), int(self.labels[row]))
+            return EncodedImage(Path(self.name(unit, row)).read_bytes(), int(self.labels[row]))
         except OSError as error:
             raise BrokenImage(f"{type(error).__name__}: {error}") from error

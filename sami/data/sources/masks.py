@@ -1,4 +1,4 @@
-"""Photos with masks on disk, each readable by number: SA-1B's tars, folders in its layout, COCO's JSON files."""
+"""Images with masks on disk, each readable by number: SA-1B's tars, folders in its layout, COCO's JSON files."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import numpy as np
 
 from sami.data.images import IMAGE_EXTENSIONS, BrokenImage, list_images
 from sami.data.sampling import locate_in_file_order
-from sami.data.sources.base import MaskedPhoto, MaskSource
+from sami.data.sources.base import AnnotatedImage, MaskSource
 from sami.data.sources.images import ShardSource
 from sami.data.sources.tar_index import TarIndex, load_index, unite_rows
 
@@ -35,7 +35,7 @@ class Sa1bShards(ShardSource):
             self._opened[unit] = index, descriptor
         return index, descriptor
 
-    def read(self, unit: int, row: int) -> MaskedPhoto:
+    def read(self, unit: int, row: int) -> AnnotatedImage:
         """The image's bytes and the parsed JSON.
 
         Raises:
@@ -46,7 +46,7 @@ class Sa1bShards(ShardSource):
         record = index.span(row, "json")
         if image is None or record is None:
             raise BrokenImage(f"no {'image' if image is None else '.json'} of this name in the shard")
-        return MaskedPhoto(os.pread(descriptor, image[1], image[0]), parse_sa1b(os.pread(descriptor, *record[::-1])))
+        return AnnotatedImage(os.pread(descriptor, image[1], image[0]), parse_sa1b(os.pread(descriptor, *record[::-1])))
 
 
 def parse_sa1b(data: bytes) -> list[Any]:
@@ -74,7 +74,7 @@ class Sa1bFolder:
         if not files:
             raise ValueError(f"{root} is not a folder with images: looked for {', '.join(IMAGE_EXTENSIONS)}")
         if next(self.root.rglob("*.json"), None) is None:
-            raise ValueError(f"no .json below {root}: masks are expected beside each photo, as in SA-1B")
+            raise ValueError(f"no .json below {root}: masks are expected beside each image, as in SA-1B")
         self.files = np.array([os.fsencode(file) for file in files])
         self.counts = [len(files)]
         self.fingerprint = hashlib.sha256(b"\n".join(self.files)).hexdigest()[:16]
@@ -83,7 +83,7 @@ class Sa1bFolder:
         """The path of the image."""
         return str(self.root / os.fsdecode(self.files[row]))
 
-    def read(self, unit: int, row: int) -> MaskedPhoto:
+    def read(self, unit: int, row: int) -> AnnotatedImage:
         """The bytes of the image and the parsed JSON beside it.
 
         Raises:
@@ -91,7 +91,7 @@ class Sa1bFolder:
         """
         path = Path(self.name(unit, row))
         try:
-            return MaskedPhoto(path.read_bytes(), parse_sa1b(path.with_suffix(".json").read_bytes()))
+            return AnnotatedImage(path.read_bytes(), parse_sa1b(path.with_suffix(".json").read_bytes()))
         except OSError as error:
             raise BrokenImage(f"{type(error).__name__}: {error}") from error
 
@@ -99,7 +99,7 @@ class Sa1bFolder:
 class CocoSource:
     """A JSON file in COCO's format and the folder of its images.
 
-    Photos without an object to learn from are left out: COCO has such, and they are not broken. Annotations without a
+    Images without an object to learn from are left out: COCO has such, and they are not broken. Annotations without a
     mask are left out too, and those of crowds, which COCO's own evaluation ignores: they mark many objects as one.
 
     Args:
@@ -140,7 +140,7 @@ class CocoSource:
         """The path of the image."""
         return str(self.root / os.fsdecode(self.files[row]))
 
-    def read(self, unit: int, row: int) -> MaskedPhoto:
+    def read(self, unit: int, row: int) -> AnnotatedImage:
         """The bytes of the image and the segmentations of its objects.
 
         Raises:
@@ -153,7 +153,7 @@ class CocoSource:
             raise BrokenImage(f"{type(error).__name__}: {error}") from error
         height, width = (int(side) for side in self.sizes[row])
         segmentations = json.loads(self.text[begin : self.ends[row]].tobytes())
-        return MaskedPhoto(image, segmentations, (height, width) if height and width else None)
+        return AnnotatedImage(image, segmentations, (height, width) if height and width else None)
 
 
 class JoinedSources:
@@ -169,7 +169,7 @@ class JoinedSources:
         source, unit = self.locate(unit)
         return source.name(unit, row)
 
-    def read(self, unit: int, row: int) -> MaskedPhoto:
+    def read(self, unit: int, row: int) -> AnnotatedImage:
         """As the source reads it."""
         source, unit = self.locate(unit)
         return source.read(unit, row)
@@ -181,7 +181,7 @@ class JoinedSources:
 
 
 def open_mask_source(where: str | Mapping[str, str] | Sequence[Any]) -> MaskSource:
-    """Photos with masks from what a user gives.
+    """Images with masks from what a user gives.
 
     Args:
         where: a brace pattern of tars; a folder in SA-1B's layout; a COCO file with `images` beside it, or a folder
@@ -206,5 +206,5 @@ def open_mask_source(where: str | Mapping[str, str] | Sequence[Any]) -> MaskSour
         file = path / "instances.json"
         return CocoSource(str(file), str(path / "images")) if file.is_file() else Sa1bFolder(where)
     if ".tar" not in where and not path.exists():
-        raise ValueError(f"{where}: no such file or folder. Give tars, a folder of photos and JSON, or a COCO file")
+        raise ValueError(f"{where}: no such file or folder. Give tars, a folder of images and JSON, or a COCO file")
     return Sa1bShards(where)

@@ -1,4 +1,4 @@
-"""A person's photo, in whatever form it comes, as RGB pixels."""
+"""A person's image, in whatever form it comes, as RGB pixels."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from PIL import Image
 from sami.data.images import BrokenImage, decode_image, to_rgb
 
 
-def read_photo(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path) -> np.ndarray:
     """RGB uint8 [Ho, Wo, 3] of an image file, see `sami.data.images`.
 
     Raises:
-        ValueError: no such file, no image, a damaged one, or more pixels than Pillow takes for an honest photo.
+        ValueError: no such file, no image, a damaged one, or more pixels than Pillow takes for an honest image.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,6 +1,6 @@
-"""Masks, points and boxes drawn on a photo.
+"""Masks, points and boxes drawn on an image.
 
-Q objects   Ho Wo pixels of the photo
+Q objects   Ho Wo pixels of the image
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def draw_masks(
     point_labels: np.ndarray | None = None,
     boxes: Sequence[Sequence[float]] = (),
 ) -> Image.Image:
-    """A copy of the photo with each mask in a colour of its own, outlined, and the prompts on top.
+    """A copy of the image with each mask in a colour of its own, outlined, and the prompts on top.
 
     Args:
         image: uint8 [Ho, Wo, 3].

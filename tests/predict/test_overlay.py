@@ -1,6 +1,6 @@
 import numpy as np
 
-from sami.predict.picture import COLORS, INSIDE, OUTSIDE, draw_masks, outline
+from sami.predict.overlay import COLORS, INSIDE, OUTSIDE, draw_masks, outline
 
 
 def test_what_is_drawn_and_where():

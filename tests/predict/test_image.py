@@ -3,7 +3,7 @@ import pytest
 from conftest import draw_photo
 from PIL import Image
 
-from sami.predict.photo import read_photo, rgb_pixels
+from sami.predict.image import read_image, rgb_pixels
 
 PIXELS = draw_photo(0, height=20, width=30)
 
@@ -28,10 +28,10 @@ def test_what_is_no_photo(tmp_path, monkeypatch):
         "float.tif": "floating-point",
     }.items():
         with pytest.raises(ValueError, match=message):
-            read_photo(tmp_path / file)
+            read_image(tmp_path / file)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match="exceeds limit of 200 pixels"):
-        read_photo(tmp_path / "whole.png")
+        read_image(tmp_path / "whole.png")
 
 
 def test_arrays():
