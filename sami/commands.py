@@ -40,13 +40,16 @@ COMMANDS = {
     "pretrain": Command("SAMI: a small ViT learns SAM's features from a quarter of the patches", PRETRAINING),
     "finetune": Command(
         "train a promptable segmenter (EfficientSAM) on images with masks",
-        {"data": "masks_*", "model": "segmenter", "protocol": "*"} | LOGGERS,
+        {"data": "masks_*", "model": "*sam*|timm", "protocol": "*"} | LOGGERS,
     ),
     "distill": Command(
         "distil SAM's image encoder into a small one (MobileSAM, RepViT-SAM)",
         {"data": "whole_*", "teacher": "cached|sam_*|segmenter|timm", "protocol": "*"} | LOGGERS,
     ),
-    "cache": Command("compute a teacher's targets once, to be read in every epoch: plan, write, verify", PRETRAINING),
+    "cache": Command(
+        "compute a teacher's targets once, to be read in every epoch: plan, write, verify",
+        PRETRAINING | {"teacher": "sam_*|timm"},
+    ),
     "pack": Command("a folder of images -> webdataset shards of small JPEGs"),
     "segment": Command("masks of what you point at in an image"),
     "benchmark": Command("images/s and memory, as ratios within one run", {"model": "vit_*", "teacher": "sam_*|timm"}),
@@ -104,9 +107,7 @@ def usage(name: str) -> str:
     if found := experiments(name):
         lines.append("Recipes, each explained at the top of its file in conf/experiment/:")
         lines += [f"  +experiment={experiment}" for experiment in found] + [""]
-    defaults = OmegaConf.load(CONF / f"{name}.yaml").get("defaults", [])
-    pairs = [pair for entry in defaults if isinstance(entry, DictConfig) for pair in entry.items()]
-    chosen = {group: choice for group, choice in pairs if "/" not in str(group)}
+    chosen = default_choices(name)
     if COMMANDS[name].groups:
         lines.append("Choices, the default first:")
         for group in COMMANDS[name].groups:
@@ -122,11 +123,29 @@ def usage(name: str) -> str:
     return "\n".join(lines)
 
 
+def default_choices(name: str) -> dict[str, str]:
+    """The file that a command takes from each group, unless told otherwise."""
+    chosen: dict[str, str] = {}
+    for entry in read_yaml(CONF / f"{name}.yaml").get("defaults", []):
+        if isinstance(entry, dict):
+            chosen |= {group: choice for group, choice in entry.items() if "/" not in group}
+        elif entry != "_self_":
+            chosen |= default_choices(entry)
+    return chosen
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A file of conf/ as it stands."""
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
 def commented(path: Path, section: str) -> Iterator[tuple[str, str, str]]:
     """(dotted option, value, comment) of the keys in a YAML file that have a comment behind them."""
     text = path.read_text()
     parents = [] if "@package _global_" in text else [section] if section else []
-    for base in OmegaConf.load(path).get("defaults", []):
+    for base in read_yaml(path).get("defaults", []):
         if section and isinstance(base, str) and base != "_self_":
             yield from commented(path.with_name(f"{base}.yaml"), section)
     names: list[str] = []
@@ -134,7 +153,7 @@ def commented(path: Path, section: str) -> Iterator[tuple[str, str, str]]:
         if match := KEY.match(line):
             indent, key, value, comment = match.groups()
             names = [*names[: len(indent) // 2], key]
-            if comment and value and names[0] not in ("hydra", "defaults"):
+            if comment and value and not value.startswith("${") and names[0] not in ("hydra", "defaults"):
                 yield ".".join([*parents, *names]), value, comment
 
 

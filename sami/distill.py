@@ -2,27 +2,20 @@
 
 python -m sami.distill
 python -m sami.cache write cache.path=/cache cache.kind=maps teacher=sam_vit_h teacher.weights=sam_vit_h_4b8939.pth \
-    data=shards data.train='"/data/sa1b/sa_{000000..000009}.tar"' data.val=/data/sa1b_val notice=null
-python -m sami.distill +experiment=distill/tiny_vit_5m teacher.path=/cache decoder_checkpoint=sam_vit_h_4b8939.pth \
+    data=images_shards data.train='"/data/sa1b/sa_{000000..000009}.tar"' data.val=/data/sa1b_val notice=null
+python -m sami.distill +experiment=distill/mobile_sam teacher.path=/cache decoder_checkpoint=sam_vit_h_4b8939.pth \
     data.train='"/data/sa1b/sa_{000000..000009}.tar"' data.val=/data/sa1b_val
-python -m sami.distill +experiment=distill/tiny_vit_5m name=both students=[tiny_vit_5m,repvit_m1_1] ...
+python -m sami.distill +experiment=distill/mobile_sam name=both students=[tiny_vit_5m,repvit_m1_1] ...
 
 The same command again continues the run.
 """
 
-import hydra
 from omegaconf import DictConfig
 
 from sami.cache.teacher import CachedTeacher
-from sami.cli import explain_errors, print0
+from sami.cli import print0
+from sami.commands import run_command
 from sami.training import prepare, train
-
-
-@hydra.main(version_base="1.3", config_path="../conf", config_name="distill")
-def main(cfg: DictConfig) -> None:
-    """Hydra's door to `distill`."""
-    with explain_errors():
-        distill(cfg)
 
 
 def distill(cfg: DictConfig) -> None:
@@ -34,4 +27,4 @@ def distill(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("distill", distill)

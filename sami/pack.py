@@ -7,25 +7,23 @@ Subfolders are classes, as in ImageNet. The same command again continues an inte
 """
 
 from pathlib import Path
+from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from sami.packing.pack import pack_images
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="pack")
-def main(cfg: DictConfig) -> None:
-    """Hydra's door to `pack_images`."""
-    # these bring torch: each worker imports this file, and would wait for it
-    from sami.cli import explain_errors
-    from sami.packing.pack import pack_images
 
-    with explain_errors():
-        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        source, target = Path(str(config.pop("source"))), Path(str(config.pop("target")))
-        num_packed, num_skipped = pack_images(source, target, **config)
-        listed = f", {num_skipped} broken ones are listed in {target / 'skipped.csv'}" if num_skipped else ""
-        print(f"{num_packed} images are in {target}{listed}")
+def pack(cfg: DictConfig) -> None:
+    """Packs the folder that `cfg` names, and says how many images there were."""
+    options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # pyright: ignore
+    source, target = Path(str(options.pop("source"))), Path(str(options.pop("target")))
+    num_packed, num_skipped = pack_images(source, target, **options)
+    listed = f", {num_skipped} broken ones are listed in {target / 'skipped.csv'}" if num_skipped else ""
+    print(f"{num_packed} images are in {target}{listed}")
 
 
 if __name__ == "__main__":
-    main()
+    from sami.commands import run_command  # brings torch: workers import this file, and would wait for it
+
+    run_command("pack", pack)

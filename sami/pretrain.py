@@ -2,25 +2,18 @@
 
 python -m sami.pretrain
 python -m sami.pretrain +experiment=vit_s data.train='"/data/imagenet/train-{0000..1023}.tar"'
-python -m sami.pretrain +experiment=vit_s data=image_folder data.root=/data/images
+python -m sami.pretrain +experiment=vit_s data=images_folder data.root=/data/images
 torchrun --nproc_per_node=8 -m sami.pretrain +experiment=vit_s ...
 
 The same command again continues the run.
 """
 
-import hydra
 from omegaconf import DictConfig
 
 from sami.cache.teacher import CachedTeacher
-from sami.cli import explain_errors, print0
+from sami.cli import print0
+from sami.commands import run_command
 from sami.training import prepare, train
-
-
-@hydra.main(version_base="1.3", config_path="../conf", config_name="pretrain")
-def main(cfg: DictConfig) -> None:
-    """Hydra's door to `pretrain`."""
-    with explain_errors():
-        pretrain(cfg)
 
 
 def pretrain(cfg: DictConfig) -> None:
@@ -32,4 +25,4 @@ def pretrain(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("pretrain", pretrain)

@@ -9,23 +9,18 @@ from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 from runs import CONF, compose_config
 
+from sami.commands import COMMANDS, choices
+from sami.models.build import MODELS
+
 EXPERIMENTS = [
     str(path.relative_to(f"{CONF}/experiment").with_suffix("")) for path in Path(CONF).rglob("experiment/**/*.yaml")
 ]
-GROUPS = [
-    f"{path.parent.name}={path.stem}"
-    for path in sorted(Path(CONF).glob("*/*.yaml"))
-    if path.parent.name not in ("experiment", "hydra")
+CHOICES = [
+    (command, f"{group}={choice}")
+    for command in COMMANDS
+    for group in COMMANDS[command].groups
+    for choice in choices(command, group)
 ]
-FINETUNE_GROUPS = {"segmenter", "protocol"}
-FINETUNE_CHOICES = {  # of groups that both stages have
-    *("data=masked_sample", "data=sa1b", "data=coco", "method=efficient_sam"),
-    *("schedule=builtin_finetune", "schedule=paper_finetune"),
-}
-DISTILL_CHOICES = {
-    *("data=whole_sample", "data=whole_photos", "teacher=segmenter", "method=distillation"),
-    *("schedule=builtin_distill", "schedule=paper_distill"),
-}
 SHARDS = "data.train=shards"
 DATA = {"vit_t_small": "data.root=photos"}  # what an experiment needs besides its name, where it is not shards
 
@@ -67,16 +62,23 @@ def test_experiments_compose(experiment: str) -> None:
     assert cfg.name == experiment.replace("/", "_") and cfg.notice is None
 
 
-@pytest.mark.parametrize("choice", GROUPS)
-def test_every_choice_of_every_group_composes(choice: str) -> None:
-    finetune = choice in FINETUNE_CHOICES or choice.partition("=")[0] in FINETUNE_GROUPS
-    entry = "finetune" if finetune else "distill" if choice in DISTILL_CHOICES else "pretrain"
-    check_signatures(compose_config([choice], name=entry))
+@pytest.mark.parametrize(("command", "choice"), CHOICES)
+def test_what_a_command_can_run_composes(command: str, choice: str) -> None:
+    check_signatures(compose_config([choice], name=command))
 
 
-def test_distillation_takes_every_protocol() -> None:
-    for name in ("sam", "points"):
-        check_signatures(compose_config([f"protocol={name}"], name="distill"))
+def test_every_file_is_something_that_a_command_can_run() -> None:
+    listed = {choice for _, choice in CHOICES} | {"trainer=default", "callbacks=default"}
+    there = {f"{path.parent.name}={path.stem}" for path in Path(CONF).glob("*/*.yaml")}
+    assert {name for name in there if not name.startswith("experiment=")} == listed
+
+
+def test_segmenters_are_resized_for_as_they_were_released() -> None:
+    for name in choices("finetune", "model"):
+        model = compose_config(
+            [f"model={name}", *(["model.name=timm/x"] if name == "timm" else [])], name="finetune"
+        ).model
+        assert model.resize_mode == ("stretch" if name == "timm" else MODELS[name][0])
 
 
 def test_the_papers_recipe() -> None:
@@ -104,10 +106,10 @@ def test_the_papers_recipe_of_fine_tuning() -> None:
 
 def test_the_papers_recipe_of_distillation() -> None:
     """arXiv:2306.14289, Sec. 4.1 and Table 4: 8 epochs, batch 8, MSE on the embedding of 1024 pixels, no more."""
-    for student in ("tiny_vit_5m", "repvit_m2_3", "repvit_m1_1", "vit_t", "vit_s"):
-        cfg = compose_config([f"+experiment=distill/{student}", SHARDS, "teacher.path=cache"], name="distill")
+    for experiment, student in (("mobile_sam", "tiny_vit_5m"), ("repvit_sam", "repvit_m2_3")):
+        cfg = compose_config([f"+experiment=distill/{experiment}", SHARDS, "teacher.path=cache"], name="distill")
         assert (cfg.schedule.epochs, cfg.schedule.global_batch_size, list(cfg.students)) == (8, 8, [student])
-        assert (cfg.model.image_size, cfg.model.resize_mode, cfg.data.cache) == (1024, "pad", "cache")
+        assert (cfg.model.image_size, cfg.model.resize_mode, cfg.data.cache.folder) == (1024, "pad", "cache")
         assert (cfg.method.loss_distance, cfg.method.feature_weight, cfg.method.mask_weight) == ("mse", 1, 0)
         assert OmegaConf.is_missing(cfg, "decoder_checkpoint")
 
@@ -120,6 +122,11 @@ def test_clicks_of_short_runs_are_numbers_that_another_protocol_leaves_alone() -
         cfg = compose_config([f"+experiment=finetune/{experiment}", SHARDS, "protocol=points"], name="finetune")
         check_signatures(cfg)
         assert "num_clicks" not in cfg.protocol
+
+
+def test_a_target_made_of_pixels_is_learned_where_it_is_hidden() -> None:
+    for teacher, tokens in (("hog", "masked"), ("pixels", "masked"), ("sam_vit_b", "all")):
+        assert compose_config([f"teacher={teacher}"]).method.loss_tokens == tokens
 
 
 def test_misspelt_key_and_missing_plus() -> None:

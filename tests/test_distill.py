@@ -125,7 +125,7 @@ def explain(overrides: list[str], capsys: pytest.CaptureFixture) -> str:
         (["data.train={tmp}/photos", "init={{timm/test_vit2: {tmp}/other.pth}}"], "{tmp}/other.pth"),
         (["data.train={tmp}/photos", "teacher=cached", "teacher.path={tmp}/none"], "holds no cache"),
         (["data.train={tmp}/photos", "schedule.global_batch_size=99"], "do not fill one global batch of 99"),
-        (["+experiment=distill/tiny_vit_5m", "data.train={tmp}/photos"], "Missing mandatory value"),
+        (["+experiment=distill/mobile_sam", "data.train={tmp}/photos"], "Missing mandatory value"),
     ],
 )
 def test_mistakes_are_explained(tmp_path: Path, overrides: list[str], message: str, capsys) -> None:

@@ -33,24 +33,27 @@ def explain(overrides: list[str], capsys: pytest.CaptureFixture) -> str:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data=image_folder", "data.root={tmp}/nowhere"], "root={tmp}/nowhere is not a folder"),
-        (["data=image_folder", "data.root={tmp}/empty"], "no image below {tmp}/empty"),
-        (["data=shards", "data.train={tmp}/none.tar"], "1 of the 1 shards"),
-        (["data=shards", "data.train={tmp}/cut.tar"], "{tmp}/cut.tar cannot be read"),
-        (["data=shards", "data.train={tmp}/empty.tar"], "{tmp}/empty.tar is an empty shard"),
-        (["data=image_folder", "data.root={tmp}/few"], "3 images do not fill one global batch of 8"),
+        (["data=images_folder", "data.root={tmp}/nowhere"], "root={tmp}/nowhere is not a folder"),
+        (["data=images_folder", "data.root={tmp}/empty"], "no image below {tmp}/empty"),
+        (["data=images_shards", "data.train={tmp}/none.tar"], "1 of the 1 shards"),
+        (["data=images_shards", "data.train={tmp}/cut.tar"], "{tmp}/cut.tar cannot be read"),
+        (["data=images_shards", "data.train={tmp}/empty.tar"], "{tmp}/empty.tar is an empty shard"),
+        (["data=images_folder", "data.root={tmp}/few"], "3 images do not fill one global batch of 8"),
         (
-            ["data=image_folder", "data.root={tmp}/photos", "method.mask_ratio=0.9"],
+            ["data=images_folder", "data.root={tmp}/photos", "method.mask_ratio=0.9"],
             "mask_ratio=0.9 keeps 0 of 4 tokens",
         ),
-        (["data=image_folder", "data.root={tmp}/photos", "model.image_size=40"], "not a multiple of patch_size=16"),
-        (["data=image_folder", "data.root={tmp}/photos", "method.loss_tokens=visible"], "loss_tokens='visible'"),
-        (["data=image_folder", "data.root={tmp}/photos", "decoder.num_heads=7"], "does not divide into num_heads=7"),
-        (["data=image_folder", "data.root={tmp}/photos", "schedule.batch_size=0"], "batch_size=0 cannot be"),
-        (["data=image_folder", "data.root={tmp}/photos", "method.mask_ratio=0"], "mask_ratio=0 hides none of 4 tokens"),
-        (["data=image_folder"], "data.root"),
+        (["data=images_folder", "data.root={tmp}/photos", "model.image_size=40"], "not a multiple of patch_size=16"),
+        (["data=images_folder", "data.root={tmp}/photos", "method.loss_tokens=visible"], "loss_tokens='visible'"),
+        (["data=images_folder", "data.root={tmp}/photos", "decoder.num_heads=7"], "does not divide into num_heads=7"),
+        (["data=images_folder", "data.root={tmp}/photos", "schedule.batch_size=0"], "batch_size=0 cannot be"),
         (
-            ["data=image_folder", "data.root={tmp}/photos", "teacher=sam_vit_b", "teacher.weights={tmp}/other.pth"],
+            ["data=images_folder", "data.root={tmp}/photos", "method.mask_ratio=0"],
+            "mask_ratio=0 hides none of 4 tokens",
+        ),
+        (["data=images_folder"], "data.root"),
+        (
+            ["data=images_folder", "data.root={tmp}/photos", "teacher=sam_vit_b", "teacher.weights={tmp}/other.pth"],
             "{tmp}/other.pth",
         ),
     ],
@@ -79,7 +82,7 @@ def test_command_line_exits_with_2_and_one_sentence(tmp_path: Path) -> None:
         sys.executable,
         "-m",
         "sami.pretrain",
-        "data=image_folder",
+        "data=images_folder",
         f"data.root={tmp_path}",
         f"run_dir={tmp_path}/r",
     ]
@@ -91,7 +94,7 @@ def test_broken_photos_are_listed_once_and_left_out(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "photos", 43)
     broken = root / "class_1" / "photo_003.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
-    data = ["data=image_folder", f"data.root={root}", f"data.val={root}", "callbacks.broken_images.max_rate=0.5"]
+    data = ["data=images_folder", f"data.root={root}", f"data.val={root}", "callbacks.broken_images.max_rate=0.5"]
     assert run_pretrain(tmp_path / "run", data) == 0
     with open(tmp_path / "run" / "broken_images.csv", newline="") as file:
         (row,) = csv.DictReader(file)
@@ -104,13 +107,13 @@ def test_too_many_broken_photos_stop_the_run(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "photos", 43)
     for path in sorted(root.rglob("*.jpg"))[::3]:
         path.write_bytes(b"no photo")
-    assert run_pretrain(tmp_path / "run", ["data=image_folder", f"data.root={root}"]) == 1
+    assert run_pretrain(tmp_path / "run", ["data=images_folder", f"data.root={root}"]) == 1
     assert len((tmp_path / "run" / "broken_images.csv").read_text().splitlines()) >= 10
 
 
 def test_a_signal_to_workers_too_leaves_a_checkpoint(tmp_path: Path) -> None:
     """Schedulers signal every process of a job, the loader's among them."""
-    data = ["data=image_folder", f"data.root={write_folder(tmp_path / 'photos', 43)}", "data.num_workers=2"]
+    data = ["data=images_folder", f"data.root={write_folder(tmp_path / 'photos', 43)}", "data.num_workers=2"]
     process = start_pretrain(
         tmp_path / "run", [*data, "schedule.epochs=100000", "checkpoint_every_n_steps=100000"], own_group=True
     )

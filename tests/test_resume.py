@@ -21,10 +21,10 @@ from sami.training import hold_folder
 
 def data_overrides(root: Path, kind: str, num_workers: int) -> list[str]:
     if kind == "folder":
-        data = ["data=image_folder", f"data.root={write_folder(root / 'photos', 43)}"]
+        data = ["data=images_folder", f"data.root={write_folder(root / 'photos', 43)}"]
     else:
         write_shards(root / "shards", [9, 14, 3, 17])
-        data = ["data=shards", f"data.train='{root}/shards/train-{{000..003}}.tar'", "data.shuffle_window=2"]
+        data = ["data=images_shards", f"data.train='{root}/shards/train-{{000..003}}.tar'", "data.shuffle_window=2"]
     return [*data, f"data.num_workers={num_workers}"]
 
 

@@ -21,7 +21,7 @@ from sami.preemption import EXIT_REQUEUE
 def overrides(root: Path) -> list[str]:
     shards = write_shards(root / "shards", [43])  # one shard: fewer than readers
     val = write_folder(root / "val", 11)  # odd: the last rank has one photo less
-    return ["data=shards", f"data.train={shards[0]}", f"data.val={val}", "method.standardize_target=true"]
+    return ["data=images_shards", f"data.train={shards[0]}", f"data.val={val}", "method.standardize_target=true"]
 
 
 def recorder(path: Path) -> str:

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import hydra
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -26,17 +25,17 @@ from sami.benchmark.loading import DrawnImages, Loading, PillowLoading
 from sami.benchmark.pretraining import DESIGNS, Setting, StudentStep, measure_memory
 from sami.benchmark.segmenter import print_speed
 from sami.benchmark.timing import Machine, MatrixProduct, interleave, median_ratio
-from sami.cli import choose_device, explain_errors
+from sami.cli import choose_device
+from sami.commands import run_command
 from sami.data.crops import normalize
 from sami.data.loading import BatchLoader
 from sami.data.sampling import PositionSampler
 from sami.ops.cpu_kernels import keep_freed_memory
 
 
-@hydra.main(version_base="1.3", config_path="../../conf", config_name="benchmark")
-def main(cfg: DictConfig) -> None:
-    """Hydra's door to `benchmark`."""
-    with explain_errors(), TemporaryDirectory(prefix="sami-benchmark-") as folder:
+def run(cfg: DictConfig) -> None:
+    """Measures and prints the tables of `cfg.stage`."""
+    with TemporaryDirectory(prefix="sami-benchmark-") as folder:
         if cfg.stage == "pretraining":
             benchmark(cfg, Path(folder))
         elif cfg.stage == "segmenter":
@@ -146,4 +145,4 @@ def benchmark(cfg: DictConfig, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("benchmark", run)

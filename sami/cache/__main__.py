@@ -13,7 +13,6 @@ import threading
 from functools import cached_property
 from pathlib import Path
 
-import hydra
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -28,7 +27,8 @@ from sami.cache.teacher import CachedTeacher
 from sami.cache.verify import crop_error, find_damage, recompute
 from sami.cache.views import ViewsToCache
 from sami.cache.write import write_split
-from sami.cli import explain_errors, quiet_lightning
+from sami.cli import quiet_lightning
+from sami.commands import run_command
 from sami.data.pretraining import PretrainingData
 from sami.models.pixel_targets import HogTeacher, PixelTeacher
 from sami.ops.cpu_kernels import keep_freed_memory
@@ -160,19 +160,18 @@ def verify(job: Job) -> None:
 COMMANDS = {"plan": estimate, "write": write, "verify": verify}
 
 
-@hydra.main(version_base="1.3", config_path="../../conf", config_name="cache")
-def main(cfg: DictConfig) -> None:
-    """Hydra's door to the three commands."""
-    with explain_errors():
-        quiet_lightning()
-        keep_freed_memory()
-        COMMANDS[cfg.command](Job(cfg))
+def run(cfg: DictConfig) -> None:
+    """Runs the command that `cfg` names."""
+    quiet_lightning()
+    keep_freed_memory()
+    COMMANDS[cfg.command](Job(cfg))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        given = sys.argv[1] if len(sys.argv) > 1 else "nothing"
-        print(f"python -m sami.cache {'|'.join(COMMANDS)} ...: {given} given\n{__doc__}", file=sys.stderr)
+    given = sys.argv[1] if len(sys.argv) > 1 else "nothing"
+    if given in COMMANDS:
+        sys.argv[1] = f"command={given}"
+    elif not {"-h", "--help"} & set(sys.argv):
+        print(f"python -m sami.cache {'|'.join(COMMANDS)} ...: {given} given; --help says more", file=sys.stderr)
         sys.exit(2)
-    sys.argv[1] = f"command={sys.argv[1]}"
-    main()
+    run_command("cache", run)

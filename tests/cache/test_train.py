@@ -54,7 +54,7 @@ def test_epochs_take_turns_with_views(made: tuple[list[str], Path], num_views: i
         compose_config([*TINY, *made[0], *cached(made[1]), f"data.num_views={num_views or 'null'}"]).data
     )
     data.setup_stream(batch_size=27, epoch_size=27, num_batches=3)
-    views = data.train_views()
+    views = data.train_set()
     epochs = []
     for epoch in range(3):
         batch = views.__getitems__(list(range(27 * epoch, 27 * epoch + 27)))
@@ -70,7 +70,7 @@ MISFITS = [
     (["data.scale=[0.5,1]"], ["transform.scale: [0.2, 1.0] in the cache, [0.5, 1.0] now"]),
     (["data.train={tmp}/others/train-000.tar", "data.val=null"], ["photos.count: 27 in the cache, 20 now"]),
     (["teacher.name=sam_vit_h"], ["name=sam_vit_h, but the cache", "holds targets of test_vit"]),
-    (["data.num_views=3"], ["data.num_views=3, but the cache", "holds 2"]),
+    (["data.num_views=3"], ["num_views=3, but the cache", "holds 2"]),
     (["teacher.path={tmp}/nowhere"], ["{tmp}/nowhere/train holds no cache: make one with `python -m sami.cache write"]),
 ]
 
@@ -151,7 +151,7 @@ def test_a_damaged_cache_is_named(
 
 def test_changed_photos_are_not_paired_with_old_targets(made: tuple[list[str], Path], tmp_path: Path) -> None:
     photos = write_folder(tmp_path / "photos", 20)
-    data = ["data=image_folder", f"data.root={photos}", f"cache.path={tmp_path}/targets"]
+    data = ["data=images_folder", f"data.root={photos}", f"cache.path={tmp_path}/targets"]
     assert run_cache("write", data) == 0
     changed = sorted(photos.rglob("*.jpg"))[7]
     changed.write_bytes(encode(draw_photo(99)))
@@ -169,7 +169,7 @@ def test_photos_broken_at_writing_are_skipped_alike(tmp_path: Path) -> None:
     photos = write_folder(tmp_path / "photos", 20)
     broken = sorted(photos.rglob("*.jpg"))[3]
     broken.write_bytes(b"no image")
-    data = ["data=image_folder", f"data.root={photos}"]
+    data = ["data=images_folder", f"data.root={photos}"]
     assert run_cache("write", [*data, f"cache.path={tmp_path}/targets"]) == 0
     skipped = read_manifest(tmp_path / "targets" / "train")["shards"]["view01-000000.tar"]["skipped"]
     assert list(skipped) == [str(broken)]

@@ -64,7 +64,7 @@ def test_verify_speaks_of_photos_that_were_or_became_broken(tmp_path: Path) -> N
     first, second = sorted(photos.rglob("*.jpg"))[3:5]
     whole = first.read_bytes()
     first.write_bytes(b"no image")
-    data = ["data=image_folder", f"data.root={photos}", f"cache.path={tmp_path}/targets", "verify_images=20"]
+    data = ["data=images_folder", f"data.root={photos}", f"cache.path={tmp_path}/targets", "verify_images=20"]
     code, said = cache_says("write", data, tmp_path)
     assert code == 0 and f"2 targets are missing, the first of {first}" in said
     assert run_cache("verify", data) == 0

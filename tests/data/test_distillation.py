@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def write_cache(folder: Path, photos: Path, val: Path) -> None:
     """As from the command line."""
-    options = ["cache.kind=maps", "cache.map_size=64", f"cache.path={folder}", "data=image_folder"]
+    options = ["cache.kind=maps", "cache.map_size=64", f"cache.path={folder}", "data=images_folder"]
     options += [f"data.root={photos}", f"data.val={val}", "command=write"]
     cache.write(cache.Job(compose_config([*TINY, *TEACHER, *CACHE_OPTIONS, *options], name="cache")))
 

@@ -19,7 +19,7 @@ def photo_overrides(root: Path) -> list[str]:
     """Three shards of odd sizes to train on, and a folder to validate."""
     shards = write_shards(root / "shards", [13, 3, 11])
     val = write_folder(root / "val", 5)
-    return ["data=shards", f"data.train=[{','.join(shards)}]", f"data.val={val}", "data.shuffle_window=2"]
+    return ["data=images_shards", f"data.train=[{','.join(shards)}]", f"data.val={val}", "data.shuffle_window=2"]
 
 
 def cache_in(command: str, overrides: list[str], environment: dict[str, str], log: str) -> None:

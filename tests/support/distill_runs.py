@@ -10,7 +10,7 @@ import torch
 from runs import compose_config, wait_for
 
 TINY = [
-    *("model.image_size=64", "data=whole_photos", "data.num_prompts=3", "data.num_val_masks=2", "data.num_workers=0"),
+    *("model.image_size=64", "data=whole_images", "data.num_prompts=3", "data.num_val_masks=2", "data.num_workers=0"),
     *("teacher.name=timm/test_vit", "students=[timm/test_vit2]", "data.val_batch_size=3", "schedule.epochs=2"),
     *("schedule.global_batch_size=4", "schedule.batch_size=2", "schedule.warmup_epochs=0.4", "notice=null"),
     *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.log_every_n_steps=1", "~callbacks.progress"),

@@ -6,7 +6,7 @@ from typing import Any
 from runs import start_run, wait_for
 
 TINY = [
-    *("model.image_size=32", "data=sa1b", "data.mask_size=16", "data.num_masks=3", "data.num_val_masks=2"),
+    *("model.image_size=32", "data=masks_sa1b", "data.mask_size=16", "data.num_masks=3", "data.num_val_masks=2"),
     *("protocol.num_clicks=1", "protocol.num_refinements=0", "data.num_workers=0", "data.val_batch_size=3"),
     *("schedule.global_batch_size=4", "schedule.batch_size=2", "schedule.epochs=2", "schedule.warmup_epochs=0.4"),
     *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.log_every_n_steps=1", "~callbacks.progress"),

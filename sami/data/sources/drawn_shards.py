@@ -45,7 +45,7 @@ def write_sample(
     splits = {"train": (0, num_train), "val": (FIRST_VAL_INDEX, num_val)}
     for split, (_, num_scenes) in splits.items():
         scenes = {"scenes": num_scenes, "seed": seed, "size": size, "shard_size": shard_size}
-        claim_folder(folder, split, {"made_by": "sami.data.sources.drawn_scenes", "version": 1} | scenes)
+        claim_folder(folder, split, {"made_by": "sami.data.sample", "version": 1} | scenes)
     write_text(folder / "classes.json", json.dumps(CLASSES, indent=1) + "\n")
     with tqdm(total=num_train + num_val, desc="drawing the sample", unit="scene") as progress:
         for split, (first, num_scenes) in splits.items():

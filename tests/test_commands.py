@@ -1,0 +1,56 @@
+"""The command line: what the commands say of themselves, and of options that they do not have."""
+
+import subprocess
+import sys
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from runs import CONF
+
+from sami.commands import COMMANDS, choices, overview, suggestions, usage
+
+ROOT = CONF.removesuffix("/conf")
+
+
+def test_the_overview_has_every_command() -> None:
+    run = subprocess.run([sys.executable, "-m", "sami"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == overview()
+    assert all(f"python -m sami.{name} " in run.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "segment"])
+def test_help_has_examples_and_what_the_command_can_run_alone(name: str) -> None:
+    text = usage(name)
+    assert text.count(f"python -m sami.{name} ") + text.count(f"python -m sami.{name}\n") >= 2
+    for group in COMMANDS[name].groups:
+        (line,) = (line for line in text.splitlines() if line.startswith(f"  {group}="))
+        assert set(line.split("=", 1)[1].split()) == set(choices(name, group))
+
+
+def test_help_takes_options_from_the_comments_in_conf() -> None:
+    text = usage("pretrain")
+    assert "  method.mask_ratio=0.75           hidden\n" in text
+    assert "decoder.context=all" in text  # of the file that the default builds on
+    assert "${" not in text and "finetune" not in text and "masks_coco" not in text
+    assert "+experiment=vit_t_small" in text and "+experiment=distill/mobile_sam" in usage("distill")
+
+
+def test_misspelt_options_name_the_nearest() -> None:
+    given = ["method.masking_ratio=0.5", "shedule.epochs=3", "epochs=3", "+experiment=vit_s", "+new=1", "seed=1"]
+    found = suggestions("pretrain", given)
+    assert [line.split(":")[0] for line in found] == ["method.masking_ratio", "shedule.epochs", "epochs"]
+    assert "did you mean method.mask_ratio" in found[0]
+    assert "schedule.epochs" in found[1] and "schedule.epochs" in found[2]
+    assert suggestions("finetune", ["qqq=1"]) == ["qqq: no such option of sami.finetune; --help lists the options"]
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_the_process_says_so() -> None:
+    for arguments, code, said in (
+        (["method.masking_ratio=0.5"], 1, "did you mean method.mask_ratio"),
+        (["--help"], 0, "Recipes"),
+        (["method.mask_ratio=2", "notice=null"], 2, "error: "),
+    ):
+        command = [sys.executable, "-m", "sami.pretrain", *arguments]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == code and said in run.stdout + run.stderr, run.stderr
