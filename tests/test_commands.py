@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from runs import CONF
+from training_runs import CONF
 
 from sami.commands import COMMANDS, choices, overview, suggestions, usage
 
@@ -45,11 +46,12 @@ def test_misspelt_options_name_the_nearest() -> None:
     assert not GlobalHydra.instance().is_initialized()
 
 
-def test_the_process_says_so() -> None:
+def test_the_process_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMI_RUNS", str(tmp_path))
     for arguments, code, said in (
         (["method.masking_ratio=0.5"], 1, "did you mean method.mask_ratio"),
         (["--help"], 0, "Recipes"),
-        (["method.mask_ratio=2", "notice=null"], 2, "error: "),
+        (["data=images_folder", "data.root=nowhere", "notice=null"], 2, "error: root=nowhere is not a folder"),
     ):
         command = [sys.executable, "-m", "sami.pretrain", *arguments]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

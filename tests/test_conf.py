@@ -7,7 +7,7 @@ import pytest
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
-from runs import CONF, compose_config
+from training_runs import CONF, compose_config
 
 from sami.commands import COMMANDS, choices
 from sami.models.build import MODELS

@@ -10,8 +10,8 @@ import pytest
 import torch
 from distill_runs import TINY, run_distill, start_two
 from masked_images import draw_masks, draw_scene, write_sa1b_folder
-from runs import compose_config, wait_for
 from test_finetune import read_record, recorder
+from training_runs import compose_config, wait_for
 
 from sami.callbacks.metrics_table import read_table
 from sami.cli import explain_errors
@@ -29,7 +29,7 @@ def test_kill_9_and_continue(tmp_path: Path) -> None:
     data += ["method.mask_weight=1", "method.train_decoder=true"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run_distill(whole, [*data, recorder(tmp_path / "whole.csv")]) == 0
-    first = [recorder(tmp_path / "first.csv"), "+callbacks.kill={_target_: runs.KillAt, step: 3}"]
+    first = [recorder(tmp_path / "first.csv"), "+callbacks.kill={_target_: training_runs.KillAt, step: 3}"]
     assert run_distill(cut, [*data, *first]) == -signal.SIGKILL
     assert torch.load(cut / "last.ckpt", weights_only=True)["global_step"] == 3
     assert run_distill(cut, [*data, recorder(tmp_path / "second.csv")]) == 0
@@ -91,7 +91,7 @@ def test_broken_photos_and_steps_that_are_not_finite(tmp_path: Path) -> None:
     root = write_sa1b_folder(tmp_path / "photos", 9)
     (root / "sa_3.jpg").write_bytes(b"no image")
     data = [f"data.train={root}", f"data.val={root}", "callbacks.broken_images.max_rate=0.9"]
-    poison = f"+callbacks.poison={{_target_: runs.PoisonAt, step: 2, path: {tmp_path}/before.pt}}"
+    poison = f"+callbacks.poison={{_target_: training_runs.PoisonAt, step: 2, path: {tmp_path}/before.pt}}"
     assert run_distill(tmp_path / "run", [*data, poison]) == 1
     with open(tmp_path / "run" / "broken_images.csv", newline="") as file:
         assert [Path(row["image"]).name for row in csv.DictReader(file)] == ["sa_3.jpg"]

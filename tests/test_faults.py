@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import write_folder, write_shards
 from hydra.utils import instantiate
-from runs import TINY, compose_config, run_pretrain, start_pretrain
+from training_runs import TINY, compose_config, run_pretrain, start_pretrain
 
 from sami.cli import explain_errors, flatten
 from sami.preemption import EXIT_REQUEUE

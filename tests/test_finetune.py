@@ -10,7 +10,7 @@ import torch
 from finetune_runs import TINY, run_finetune, start_finetune
 from hydra.utils import instantiate
 from masked_images import write_coco, write_sa1b_folder, write_sa1b_tars
-from runs import compose_config, start_two, wait_for
+from training_runs import compose_config, start_two, wait_for
 
 from sami.callbacks.metrics_table import read_table
 from sami.cli import explain_errors
@@ -19,7 +19,7 @@ from sami.models.build import build_sam, save_sam
 
 
 def recorder(path: Path) -> str:
-    return f"+callbacks.recorder={{_target_: runs.Recorder, path: {path}}}"
+    return f"+callbacks.recorder={{_target_: training_runs.Recorder, path: {path}}}"
 
 
 def read_record(path: Path) -> list[list[str]]:
@@ -36,7 +36,7 @@ def test_kill_9_and_continue(tmp_path: Path) -> None:
     data += ["model.drop_path=0.3", "data.flip=0.5", "data.num_workers=1", "data.shuffle_window=2"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run_finetune(whole, [*data, recorder(tmp_path / "whole.csv")]) == 0
-    first = [recorder(tmp_path / "first.csv"), "+callbacks.kill={_target_: runs.KillAt, step: 5}"]
+    first = [recorder(tmp_path / "first.csv"), "+callbacks.kill={_target_: training_runs.KillAt, step: 5}"]
     assert run_finetune(cut, [*data, *first]) == -signal.SIGKILL
     assert torch.load(cut / "last.ckpt", weights_only=True)["global_step"] == 3  # inside the first epoch of 4 steps
     assert run_finetune(cut, [*data, recorder(tmp_path / "second.csv")]) == 0
@@ -105,7 +105,7 @@ def test_broken_photos_are_listed_and_left_out(tmp_path: Path) -> None:
 
 def test_a_step_that_is_not_finite_leaves_the_weights_and_what_it_saw(tmp_path: Path) -> None:
     data = [f"data.train={write_sa1b_folder(tmp_path / 'photos', 9)}", "method.layer_decay=0.8"]
-    poison = f"+callbacks.poison={{_target_: runs.PoisonAt, step: 2, path: {tmp_path}/before.pt}}"
+    poison = f"+callbacks.poison={{_target_: training_runs.PoisonAt, step: 2, path: {tmp_path}/before.pt}}"
     assert run_finetune(tmp_path / "run", [*data, poison]) == 1
     replay = torch.load(tmp_path / "run" / "nonfinite.pt", weights_only=True)
     before = torch.load(tmp_path / "before.pt", weights_only=True)

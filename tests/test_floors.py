@@ -10,7 +10,7 @@ COMMANDS = 7
 FLOORS = {
     **dict.fromkeys(["ops", "files", "clock", "preemption", "cli"], 0),
     **dict.fromkeys(["losses", "models", "metrics", "data"], 1),
-    **dict.fromkeys(["predict", "cache"], 2),
+    **dict.fromkeys(["predict", "cache", "packing"], 2),
     "evaluation": 3,
     **dict.fromkeys(["methods", "exports"], 4),
     "callbacks": 5,

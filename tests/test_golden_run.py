@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_folder
-from runs import run_pretrain
+from training_runs import run_pretrain
 
 from sami.callbacks.metrics_table import read_table
 

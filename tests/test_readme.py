@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from runs import CONF
+from training_runs import CONF
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

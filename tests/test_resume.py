@@ -12,8 +12,8 @@ import pytest
 import timm
 import torch
 from conftest import write_folder, write_shards
-from runs import run_pretrain, start_pretrain
 from safetensors.torch import load_file
+from training_runs import run_pretrain, start_pretrain
 
 from sami.preemption import EXIT_REQUEUE
 from sami.training import hold_folder
@@ -36,11 +36,11 @@ def read_record(path: Path) -> list[list[str]]:
 @pytest.mark.parametrize(("kind", "num_workers"), [("shards", 0), ("shards", 2), ("folder", 0), ("folder", 2)])
 def test_kill_9_and_continue(tmp_path: Path, kind: str, num_workers: int) -> None:
     data = data_overrides(tmp_path, kind, num_workers)
-    record = "callbacks.recorder={{_target_: runs.Recorder, path: {}}}"
+    record = "callbacks.recorder={{_target_: training_runs.Recorder, path: {}}}"
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run_pretrain(whole, [*data, f"+{record.format(tmp_path / 'whole.csv')}"]) == 0
 
-    first = [f"+{record.format(tmp_path / 'first.csv')}", "+callbacks.kill={_target_: runs.KillAt, step: 8}"]
+    first = [f"+{record.format(tmp_path / 'first.csv')}", "+callbacks.kill={_target_: training_runs.KillAt, step: 8}"]
     assert run_pretrain(cut, [*data, *first]) == -signal.SIGKILL
     assert torch.load(cut / "last.ckpt", weights_only=True)["global_step"] == 6  # inside the second epoch of 5 steps
     assert run_pretrain(cut, [*data, f"+{record.format(tmp_path / 'second.csv')}"]) == 0
@@ -93,7 +93,7 @@ def test_sigterm_writes_and_asks_to_be_queued_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["cut", "junk", "empty"])
 def test_a_checkpoint_that_cannot_be_read_is_an_error(tmp_path: Path, damage: str) -> None:
     data = [*data_overrides(tmp_path, "folder", 0), "schedule.epochs=1"]
-    assert run_pretrain(tmp_path / "run", [*data, "+callbacks.kill={_target_: runs.KillAt, step: 4}"]) < 0
+    assert run_pretrain(tmp_path / "run", [*data, "+callbacks.kill={_target_: training_runs.KillAt, step: 4}"]) < 0
     path = tmp_path / "run" / "last.ckpt"
     content = path.read_bytes()
     path.write_bytes({"cut": content[: len(content) // 2], "junk": b"no checkpoint" * 99, "empty": b""}[damage])
@@ -104,9 +104,9 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error(tmp_path: Path, damage: st
 
 def test_another_recipe_is_refused_another_machine_is_not(tmp_path: Path) -> None:
     data = data_overrides(tmp_path, "folder", 0)
-    assert run_pretrain(tmp_path / "run", [*data, "+callbacks.kill={_target_: runs.KillAt, step: 4}"]) < 0
+    assert run_pretrain(tmp_path / "run", [*data, "+callbacks.kill={_target_: training_runs.KillAt, step: 4}"]) < 0
     assert run_pretrain(tmp_path / "run", [*data, "decoder.width=32"]) == 1
-    record = f"+callbacks.recorder={{_target_: runs.Recorder, path: {tmp_path}/record.csv}}"
+    record = f"+callbacks.recorder={{_target_: training_runs.Recorder, path: {tmp_path}/record.csv}}"
     other = ["schedule.batch_size=2", "checkpoint_every_n_steps=4", record]  # 4 accumulated batches instead of 2
     assert run_pretrain(tmp_path / "run", [*data, *other]) == 0
     seen = [row[2] for row in read_record(tmp_path / "record.csv")]

@@ -53,7 +53,7 @@ def test_the_most_promising_of_three_is_shown(photo, checkpoint, tmp_path, monke
 
     monkeypatch.setattr(Sam, "decode", three)
     main([photo, "--point=40,30", "--checkpoint", checkpoint, f"--output={tmp_path}/o.png"])
-    assert capsys.readouterr().out == "object 0: predicted IoU 0.900, 100.0% of the photo\n"
+    assert capsys.readouterr().out == "object 0: predicted IoU 0.900, 100.0% of the image\n"
 
 
 def test_several_boxes_are_several_objects(photo, checkpoint, tmp_path, capsys):

@@ -6,7 +6,7 @@ import pytest
 from conftest import write_folder
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from runs import CONF, TINY, compose_config
+from training_runs import CONF, TINY, compose_config
 
 from sami.cli import flatten
 from sami.methods.base import Method

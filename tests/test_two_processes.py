@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import write_folder, write_shards
-from runs import run_pretrain, start_two, wait_for
 from test_resume import read_record
+from training_runs import run_pretrain, start_two, wait_for
 
 from sami.callbacks.metrics_table import read_table
 from sami.metrics.agreement import FeatureAgreement
@@ -25,7 +25,7 @@ def overrides(root: Path) -> list[str]:
 
 
 def recorder(path: Path) -> str:
-    return f"+callbacks.recorder={{_target_: runs.Recorder, path: {path}}}"
+    return f"+callbacks.recorder={{_target_: training_runs.Recorder, path: {path}}}"
 
 
 def test_two_ranks_are_one_run(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_two_ranks_are_one_run(tmp_path: Path) -> None:
 def test_kill_both_and_continue(tmp_path: Path) -> None:
     data = overrides(tmp_path)
     assert wait_for(start_two(tmp_path / "whole", data)) == [0, 0]
-    killed = start_two(tmp_path / "cut", [*data, "+callbacks.kill={_target_: runs.KillAt, step: 8}"])
+    killed = start_two(tmp_path / "cut", [*data, "+callbacks.kill={_target_: training_runs.KillAt, step: 8}"])
     assert wait_for(killed) == [-signal.SIGKILL] * 2
     assert wait_for(start_two(tmp_path / "cut", data)) == [0, 0]
     whole, cut = (torch.load(tmp_path / run / "last.ckpt", weights_only=True) for run in ("whole", "cut"))

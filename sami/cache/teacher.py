@@ -70,7 +70,7 @@ def describe(manifest: dict[str, Any]) -> str:
     channels = f", {manifest['channels']} of {manifest['width']} channels" if manifest["basis"] else ""
     what = "maps of whole images (an approximation)" if manifest["kind"] == "maps" else "views per image"
     return (
-        f"{teacher_name(manifest)} (weights {manifest['teacher_weights']}) on {manifest['images']['count']} images: "
+        f"{teacher_name(manifest)} (weights {manifest['teacher_weights']}) on {manifest['photos']['count']} images: "
         f"{manifest['num_views']} {what}, {manifest['grid'][0]}x{manifest['grid'][1]}x{manifest['width']}, "
         f"{manifest['storage']}{channels}, mean cosine to the exact target {manifest['error']['cosine']:.6f}"
     )

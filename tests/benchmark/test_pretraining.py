@@ -1,6 +1,6 @@
 import re
 
-from runs import compose_config
+from training_runs import compose_config
 
 from sami.benchmark.__main__ import benchmark
 

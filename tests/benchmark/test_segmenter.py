@@ -1,6 +1,6 @@
 import pytest
 import torch
-from runs import compose_config
+from training_runs import compose_config
 
 from sami.benchmark.__main__ import benchmark_segmenter
 from sami.benchmark.segmenter import decoder_stages, encoder_stages

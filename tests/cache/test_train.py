@@ -11,10 +11,10 @@ import torch
 from caches import TEACHER, cache_says, cached, losses, run_cache
 from conftest import draw_photo, encode, write_folder, write_shards
 from hydra.utils import instantiate
-from runs import TINY, compose_config, run_pretrain
 from safetensors.torch import load_file
 from test_faults import explain
 from test_resume import read_record
+from training_runs import TINY, compose_config, run_pretrain
 
 from sami.cache.manifest import read_manifest
 
@@ -24,7 +24,7 @@ def test_online_and_cached_training_are_the_same_bit_for_bit(
     made: tuple[list[str], Path], tmp_path: Path, num_workers: int
 ) -> None:
     data = [*made[0], f"data.num_workers={num_workers}", "schedule.epochs=4"]
-    record = "+callbacks.recorder={{_target_: runs.Recorder, path: {}}}"
+    record = "+callbacks.recorder={{_target_: training_runs.Recorder, path: {}}}"
     online = [*data, *TEACHER, "data.num_views=2", record.format(tmp_path / "online.csv")]
     assert run_pretrain(tmp_path / "online", online) == 0
     assert run_pretrain(tmp_path / "cached", [*data, *cached(made[1]), record.format(tmp_path / "cached.csv")]) == 0
@@ -116,7 +116,7 @@ def test_both_splits_must_be_of_one_kind(
 def test_a_repaired_cache_is_still_the_same(copied: tuple[list[str], Path], tmp_path: Path) -> None:
     """A run goes on after a shard was made again, and after views were added that it does not use."""
     data, path = copied
-    run = [*data, *cached(path), "+callbacks.kill={_target_: runs.KillAt, step: 5}"]
+    run = [*data, *cached(path), "+callbacks.kill={_target_: training_runs.KillAt, step: 5}"]
     assert run_pretrain(tmp_path / "run", run) == -signal.SIGKILL
     (path / "train" / "view00-000001.tar").unlink()
     assert run_cache("write", [*data, f"cache.path={path}", "cache.num_views=3"]) == 0

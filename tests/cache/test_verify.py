@@ -16,8 +16,8 @@ from caches import (
     shard_bytes,
 )
 from conftest import draw_photo, encode, write_folder
-from runs import run_pretrain
 from torch import Tensor
+from training_runs import run_pretrain
 
 from sami.cache.manifest import read_manifest, record_format
 from sami.cache.split import CacheOptions, CacheSplit, RunningTeacher

@@ -16,7 +16,7 @@ from caches import (
     shard_bytes,
     start_cache,
 )
-from runs import TINY, compose_config
+from training_runs import TINY, compose_config
 
 from sami.cache import __main__ as cache
 from sami.cache.manifest import read_manifest

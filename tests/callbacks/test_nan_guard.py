@@ -1,12 +1,12 @@
 import torch
 from conftest import write_folder
-from runs import run_pretrain
+from training_runs import run_pretrain
 
 
 def test_a_poisoned_step_leaves_the_weights_from_before_it(tmp_path) -> None:
     """Image 0 of one batch becomes infinite at step 4: the run stops, with what is needed to run that step again."""
     run = tmp_path / "run"
-    poison = f"+callbacks.poison={{_target_: runs.PoisonAt, step: 4, path: {tmp_path}/before.pt}}"
+    poison = f"+callbacks.poison={{_target_: training_runs.PoisonAt, step: 4, path: {tmp_path}/before.pt}}"
     data = ["data=images_folder", f"data.root={write_folder(tmp_path / 'photos', 43)}"]
     assert run_pretrain(run, [*data, poison]) == 1
     replay = torch.load(run / "nonfinite.pt", weights_only=True)

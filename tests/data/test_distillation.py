@@ -9,7 +9,7 @@ from caches import OPTIONS as CACHE_OPTIONS
 from caches import TEACHER
 from conftest import draw_photo, encode, write_folder
 from masked_images import write_coco, write_sa1b_folder, write_sa1b_tars
-from runs import TINY, compose_config
+from training_runs import TINY, compose_config
 
 from sami.cache import __main__ as cache
 from sami.cache.open import Cache

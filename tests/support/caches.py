@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from conftest import write_folder, write_shards
-from runs import TINY, compose_config
+from training_runs import TINY, compose_config
 
 from sami.callbacks.metrics_table import read_table
 
@@ -43,7 +43,7 @@ def start_cache(
 ) -> Any:
     """Starts it, and gives the process; what it prints goes to `log`."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sami.pretrain", "sami.cache.__main__", "runs"])
+    context.set_forkserver_preload(["sami.pretrain", "sami.cache.__main__", "training_runs"])
     process = context.Process(target=cache_in, args=(command, overrides, environment or {}, str(log)))
     process.start()
     return process

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import compose_config, wait_for
+from training_runs import compose_config, wait_for
 
 TINY = [
     *("model.image_size=64", "data=whole_images", "data.num_prompts=3", "data.num_val_masks=2", "data.num_workers=0"),
@@ -33,7 +33,7 @@ def distill_in(run_dir: Path, overrides: list[str], environment: dict[str, str])
 def start_distill(run_dir: Path, overrides: list[str], *, environment: dict[str, str] | None = None) -> Any:
     """Starts it and gives the process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sami.pretrain", "sami.distill", "runs"])
+    context.set_forkserver_preload(["sami.pretrain", "sami.distill", "training_runs"])
     process = context.Process(target=distill_in, args=(run_dir, overrides, environment or {}))
     process.start()
     return process

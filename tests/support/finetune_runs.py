@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from runs import start_run, wait_for
+from training_runs import start_run, wait_for
 
 TINY = [
     *("model.image_size=32", "data=masks_sa1b", "data.mask_size=16", "data.num_masks=3", "data.num_val_masks=2"),

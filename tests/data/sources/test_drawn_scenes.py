@@ -9,7 +9,7 @@ import webdataset
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from sami.data.sources import drawn_scenes
+from sami.data.sources import drawn_scenes, drawn_shards
 from sami.data.sources.drawn_scenes import CLASSES, FIRST_VAL_INDEX, MIN_AREA, MIN_LARGEST, draw_scene
 from sami.data.sources.drawn_shards import write_sample
 
@@ -145,7 +145,7 @@ def test_same_seed_same_bytes_and_an_interrupted_run_goes_on(tmp_path, monkeypat
         return draw_scene(seed, index, size=size)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(drawn_scenes, "draw_scene", fail_at_three)
+        patch.setattr(drawn_shards, "draw_scene", fail_at_three)
         write_small(tmp_path / "cut")
     assert list(tars(tmp_path / "cut")) == ["train-000000.tar"]
     (tmp_path / "cut" / ".train-000001.tar.0.tmp").write_bytes(b"left by kill -9")

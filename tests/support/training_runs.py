@@ -58,7 +58,7 @@ def start_run(
     Gives the process.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sami.pretrain", "runs"])  # imports torch once for all runs
+    context.set_forkserver_preload(["sami.pretrain", "training_runs"])  # imports torch once for all runs
     process = context.Process(target=train_in, args=(entry, overrides, environment or {}, own_group))
     process.start()
     return process
