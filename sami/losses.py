@@ -1,4 +1,4 @@
-"""What is minimised.
+"""Losses: masked feature prediction, encoder distillation, and SAM's focal, dice and IoU loss of masks.
 
 B images   N tokens   M masked tokens   E target width
 Q objects per image   K candidate masks   h w low-resolution masks   H W masks
@@ -62,7 +62,10 @@ def valid_token_loss(
         distances = 1 - F.cosine_similarity(prediction, target, dim=-1)  # [B, N]
     elif distance in ("mse", "standardized_mse"):
         difference = prediction - target
-        distances = (difference / std if distance == "standardized_mse" else difference).square().mean(dim=-1)
+        if distance == "standardized_mse":
+            assert std is not None
+            difference = difference / std
+        distances = difference.square().mean(dim=-1)
     else:
         raise ValueError(f"loss_distance={distance!r}: choose mse, cosine or standardized_mse")
     return ((distances * token_valid).sum(dim=1) / token_valid.sum(dim=1).clamp(min=1)).mean()

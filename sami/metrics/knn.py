@@ -1,7 +1,9 @@
-"""k-NN accuracy on frozen features: does the encoder tell classes apart, without training anything on top.
+"""k-NN accuracy on frozen features.
 
 n images   D width   k neighbours
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,13 +42,11 @@ def leave_one_out_knn(features: Tensor, labels: Tensor, *, k: int = 20, temperat
 
 
 class KNNAccuracy(Metric):
-    """`leave_one_out_knn` over all ranks. NaN with fewer than two labelled images.
-
-    Args:
-        k: neighbours.
-    """
+    """`leave_one_out_knn` over all ranks. NaN with fewer than two labelled images."""
 
     full_state_update = False
+    features: Any  # lists of tensors, or one after a reduction
+    labels: Any
 
     def __init__(self, k: int = 20) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ E teacher width
 """
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sami.models.build import build_sam
 from sami.models.image_encoders.neck import EMBEDDING_WIDTH
 from sami.models.image_encoders.sam import SAM_PATCH_SIZE, fit_position_tables, load_sam
+from sami.models.sam import Sam
 from sami.models.timm_models import load_timm
 from sami.models.weights import build_random, weights_digest
 from sami.ops.resize import area_resize
@@ -33,8 +34,7 @@ class Statistics(NamedTuple):
 class Teacher(nn.Module):
     """What turns a batch into targets [B, N, E] on the student's grid, in image order. It never learns.
 
-    Subclasses set `width`, E, and implement `target`: image [B, 3, H, W], normalised with ImageNet's mean and
-    standard deviation (they are SAM's), to [B, N, E]. They may know the `statistics` of their targets beforehand.
+    Subclasses set `width`, E, and implement `target`. They may know the `statistics` of their targets beforehand.
 
     Args:
         patch_size: p, the student's: the grid is (H / p, W / p).
@@ -68,6 +68,10 @@ class Teacher(nn.Module):
         if H % self.patch_size or W % self.patch_size:
             raise ValueError(f"an image of {H}x{W} pixels is not a whole number of patches of {self.patch_size} pixels")
         return self.target(batch["image"])
+
+    def target(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W], normalised with ImageNet's mean and deviation (they are SAM's) -> [B, N, E]."""
+        raise NotImplementedError
 
     def to_tokens(self, features: Tensor, image: Tensor) -> Tensor:
         """[B, E, h, w] -> [B, N, E] on the student's grid: area means, or bilinear where the map must grow."""
@@ -104,6 +108,8 @@ class SamTeacher(Teacher):
             or of another model; in `forward`, the teacher's image is not a whole number of patches of 16.
         ConnectionError: the download failed.
     """
+
+    network: Any  # timm's samvit
 
     def __init__(
         self,
@@ -169,6 +175,10 @@ class TimmTeacher(Teacher):
         ConnectionError: the download failed.
     """
 
+    network: Any  # timm's
+    scale: Tensor  # [3, 1, 1]
+    shift: Tensor
+
     def __init__(self, name: str, weights: str = "hub", input_size: int | None = None, patch_size: int = 16) -> None:
         super().__init__(patch_size)
         self.name, self.input_size = name, input_size
@@ -199,12 +209,10 @@ class SegmenterTeacher(Teacher):
         checkpoint: a released file, or `segmenter.safetensors` of a run. None: always the same random weights.
         decoder: "sam" or "efficient_sam", see `Sam`.
         patch_size: the student's.
-
-    Raises:
-        ValueError: see `build_sam`.
     """
 
     width = EMBEDDING_WIDTH
+    sam: Sam
 
     def __init__(self, name: str, checkpoint: str | None, decoder: str = "sam", patch_size: int = 16) -> None:
         super().__init__(patch_size)

@@ -1,4 +1,4 @@
-"""Which tokens the encoder sees, and back into image order.
+"""Random masking of patch tokens as in MAE: split into visible and masked ones, merged back; patchify.
 
 B images   N tokens   V visible   M masked, V + M = N   D width   p patch size   gh gw token grid, N = gh*gw
 """

@@ -1,4 +1,4 @@
-"""The fixed position table of a token grid.
+"""Fixed 2-D sin-cos position embedding of a token grid.
 
 gh gw token grid, N = gh*gw   D width   T leading tokens that have no place in the grid (the class token)
 """

@@ -1,4 +1,4 @@
-"""What a person gives as prompts, checked and brought into the model's frame.
+"""Points, boxes and masks given as prompts, checked and brought into the model's frame.
 
 Q prompts (objects) per image   P points per prompt   h w low-res mask
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sami.ops.frames import ImageFrame
-from sami.ops.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, PADDING, TOP_LEFT
+from sami.ops.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, PAD_LABEL, TOP_LEFT
 
 
 class Prompt(NamedTuple):
@@ -112,7 +112,7 @@ def check_labels(point_labels: np.ndarray, num_points: int, *, takes_background:
     return labels.long()
 
 
-def check_box(box: np.ndarray, frame: ImageFrame) -> Tensor:
+def check_box(box: np.ndarray | Tensor, frame: ImageFrame) -> Tensor:
     """[4] float; see `read_prompt`."""
     corners = as_floats(box, "box")
     if corners.shape == (1, 4):
@@ -147,7 +147,7 @@ def stack_prompts(prompts: Sequence[Sequence[Prompt]], device: torch.device) -> 
     """
     flat = [prompt for of_image in prompts for prompt in of_image]
     shape, P = (len(prompts), len(prompts[0])), max((len(prompt.labels) for prompt in flat), default=0)
-    coords, labels = torch.zeros(len(flat), P, 2), torch.full((len(flat), P), PADDING)
+    coords, labels = torch.zeros(len(flat), P, 2), torch.full((len(flat), P), PAD_LABEL)
     for row, prompt in enumerate(flat):
         coords[row, : len(prompt.labels)], labels[row, : len(prompt.labels)] = prompt.coords, prompt.labels
     masks = [prompt.mask for prompt in flat if prompt.mask is not None]

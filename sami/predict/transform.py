@@ -33,7 +33,7 @@ class ResizeImage:
         return frame_of((Ho, Wo), self.target_length, resize_mode=self.resize_mode)
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        """RGB uint8 [Ho, Wo, 3] -> [H, W, 3]: uint8, or float32 in 0 to 255 where it is stretched; see `Frame.resize`.
+        """RGB uint8 [Ho, Wo, 3] -> [H, W, 3]: uint8, or float32 in 0 to 255 where it is stretched.
 
         Raises:
             ValueError: see `rgb_pixels`.

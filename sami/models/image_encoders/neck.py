@@ -6,7 +6,7 @@ B images   H W pixels   C channels   h w a backbone's map   gh gw grid of 16-pix
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d  # pyright: ignore[reportPrivateImportUsage] # timm has no __all__
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -35,6 +35,7 @@ class ImageEncoder(nn.Module):
     neck: nn.Module
     feature_info: list[dict[str, Any]]
     grad_checkpointing = False
+    fused = False  # see `fuse_branches`
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether training computes activations a second time in the backward pass instead of keeping them."""

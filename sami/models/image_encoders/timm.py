@@ -4,6 +4,7 @@ B images   H W pixels   gh gw grid of 16-pixel patches   C channels
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class TimmEncoder(ImageEncoder):
     def __init__(self, name: str, *, image_size: int, drop_path: float = 0.0) -> None:
         super().__init__()
         self.name = name
-        self.backbone = build_timm_maps(name, image_size=image_size, drop_path=drop_path)
+        self.backbone: Any = build_timm_maps(name, image_size=image_size, drop_path=drop_path)  # timm's FeatureListNet
         self.feature_info = self.backbone.feature_info.get_dicts()
         strides = [info["reduction"] for info in self.feature_info]
         if STRIDE not in strides:
