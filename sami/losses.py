@@ -84,7 +84,7 @@ def mask_loss(
     low_res_masks: Tensor,
     iou_predictions: Tensor,
     masks: Tensor,
-    valid: Tensor,
+    object_valid: Tensor,
     *,
     focal_weight: float = 20.0,
     dice_weight: float = 1.0,
@@ -101,7 +101,7 @@ def mask_loss(
         low_res_masks: [B, Q, K, h, w] logits, enlarged bilinearly to the size of the masks.
         iou_predictions: [B, Q, K].
         masks: [B, Q, H, W] bool.
-        valid: [B, Q] bool; other objects count nothing.
+        object_valid: [B, Q] bool; other objects count nothing.
         focal_weight, dice_weight, iou_weight: 20 : 1 : 1 (App. A).
     """
     logits = enlarge(low_res_masks.float(), masks.shape[-2:])  # [B, Q, K, H, W]
@@ -115,9 +115,9 @@ def mask_loss(
     chosen = logits[:, :, 0]  # [B, Q, H, W]
     focal, dice = focal_loss(chosen, masks), dice_loss(chosen, masks)  # [B, Q] each
     error = (iou_predictions.float() - measured).square().mean(dim=-1)  # [B, Q]
-    weight = valid / valid.sum(dim=1, keepdim=True).clamp(min=1) / len(valid)  # [B, Q]
+    weight = object_valid / object_valid.sum(dim=1, keepdim=True).clamp(min=1) / len(object_valid)  # [B, Q]
     # where, since padded prompts may hold anything, and 0 * inf is not 0
-    focal, dice, iou = (torch.where(valid, part, 0.0).mul(weight).sum() for part in (focal, dice, error))
+    focal, dice, iou = (torch.where(object_valid, part, 0.0).mul(weight).sum() for part in (focal, dice, error))
     return MaskLoss(focal_weight * focal + dice_weight * dice + iou_weight * iou, focal, dice, iou)
 
 

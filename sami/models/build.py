@@ -21,7 +21,7 @@ from sami.models.image_encoders.timm import TimmEncoder
 from sami.models.prompt_encoder import PATCH_SIZE
 from sami.models.sam import Sam
 from sami.models.timm_models import download_timm
-from sami.models.weight_names import backbone_only, decoder_only, to_ours, vit_to_efficient_sam
+from sami.models.weight_names import backbone_only, to_ours, vit_to_efficient_sam
 from sami.models.weights import load_state_dict_file, load_strictly, save_weights
 
 MODELS = {  # name: resize_mode, decoder as released; besides, timm/NAME has any timm backbone
@@ -160,16 +160,14 @@ def load_decoder(sam: Sam, checkpoint: str | Path) -> None:
     Raises:
         ValueError: the file is missing or damaged, or its decoder is of the other kind.
     """
-    part = nn.ModuleDict({"prompt_encoder": sam.prompt_encoder, "mask_decoder": sam.mask_decoder})
-    load_strictly(part, decoder_only(to_ours(load_state_dict_file(checkpoint))), source=str(checkpoint))
+    parts = nn.ModuleDict({"prompt_encoder": sam.prompt_encoder, "mask_decoder": sam.mask_decoder})
+    weights = to_ours(load_state_dict_file(checkpoint))
+    kept = {name: value for name, value in weights.items() if name.split(".")[0] in parts}
+    load_strictly(parts, kept, source=str(checkpoint))
 
 
 def save_sam(sam: Sam, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Save all weights, and what `build_sam` needs to know besides `metadata`, in one .safetensors file.
-
-    Raises:
-        ValueError: the model was fused.
-    """
+    """Save all weights, and what `build_sam` needs to know besides `metadata`, in one .safetensors file."""
     if getattr(sam.image_encoder, "fused", False):
         raise ValueError("a fused model cannot be saved: save it before, and build it with fused=True")
     save_weights(sam.state_dict(), path, metadata={**(metadata or {}), "sam": description(sam)})

@@ -44,14 +44,7 @@ class SAMI(nn.Module):
 
 
 class MaskedDecoder(nn.Module):
-    """What both decoders share: projection to width C, mask token, positions, and a norm at the end.
-
-    Args:
-        encoder_width: D.
-        grid_size: (gh, gw).
-        width: C.
-        parts: what a decoder has besides, by name.
-    """
+    """What both decoders share: projection to width C, mask token, positions, a norm at the end; besides, `parts`."""
 
     blocks: nn.ModuleList | nn.Sequential
 
@@ -154,10 +147,7 @@ class CrossAttentionBlock(nn.Module):
 
 
 class SelfAttentionDecoder(MaskedDecoder):
-    """MAE's decoder (arXiv:2111.06377): every token passes every block. The ablation of arXiv:2312.00863, Sec. 4.4.
-
-    Args: as of `CrossAttentionDecoder`.
-    """
+    """MAE's decoder (arXiv:2111.06377): every token passes every block. The ablation of arXiv:2312.00863, Sec. 4.4."""
 
     def __init__(
         self, encoder_width: int, grid_size: tuple[int, int], *, width: int = 512, depth: int = 8, num_heads: int = 16

@@ -59,11 +59,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """batch["image"] [B, 3, H, W] -> [B, N, E], tokens in image order.
-
-        Raises:
-            ValueError: the image is not a whole number of the student's patches.
-        """
+        """batch["image"] [B, 3, H, W] -> [B, N, E], tokens in image order."""
         H, W = batch["image"].shape[-2:]
         if H % self.patch_size or W % self.patch_size:
             raise ValueError(f"an image of {H}x{W} pixels is not a whole number of patches of {self.patch_size} pixels")
@@ -87,9 +83,9 @@ class SamTeacher(Teacher):
 
     The paper says "SAM ViT-H image encoder" and leaves the rest open; the defaults and their reasons:
 
-    - `input_size=None`, the student's crop as it is. Eq. (1) gives teacher and student the same N tokens, and 224
-      pixels are 14x14 patches, one attention window of SAM. SAM was trained at 1024: `input_size=1024` enlarges
-      the crop and averages the 64x64 map over the area of each student token, at about 25 times the cost.
+    - `input_size=None`, the student's crop as it is: Eq. (1) gives teacher and student the same N tokens. SAM was
+      trained at 1024: `input_size=1024` enlarges the crop and averages the 64x64 map over the area of each student
+      token, at about 25 times the cost.
     - `layer="neck"`: 256 channels, "the output of SAM image encoder" as SAM's own code returns it. "last_block" is
       the map before the neck, which the only public re-implementation chose.
     - Targets are not normalised: the text mentions none, and the neck ends in a LayerNorm.
@@ -140,10 +136,8 @@ class SamTeacher(Teacher):
         view = image if self.input_size is None else resize_longest(image, self.input_size, multiple=SAM_PATCH_SIZE)
         H, W = view.shape[-2:]
         if H % SAM_PATCH_SIZE or W % SAM_PATCH_SIZE:
-            raise ValueError(
-                f"SAM cannot take an image of {H}x{W} pixels, its patches have {SAM_PATCH_SIZE}: "
-                f"set input_size to a multiple of {SAM_PATCH_SIZE}"
-            )
+            advice = f"set input_size to a multiple of {SAM_PATCH_SIZE}, the side of its patches"
+            raise ValueError(f"SAM cannot take an image of {H}x{W} pixels: {advice}")
         features = torch.func.functional_call(self.network, self.tables_for(view), (view,))  # [B, E, h, w]
         return self.to_tokens(features, image)
 

@@ -58,11 +58,7 @@ def load_timm(name: str, weights: str, input_size: int | None) -> nn.Module:
 
 
 def build_timm_maps(name: str, *, image_size: int, drop_path: float = 0.0) -> nn.Module:
-    """timm's model of this name as a list of feature maps, with random weights.
-
-    Raises:
-        ValueError: there is no timm model of this name, or it gives no maps.
-    """
+    """timm's model of this name as a list of feature maps, with random weights; ValueError where it gives none."""
     options: dict[str, Any] = size_options(name, image_size) | ({"drop_path_rate": drop_path} if drop_path else {})
     try:
         return timm.create_model(name, features_only=True, **options)

@@ -27,18 +27,10 @@ class ImageFrame:
     image_size: int
     stretch: bool
 
-    def scale(self, coords: Tensor) -> Tensor:
-        """[2] (x, y) model pixels per original pixel, for `coords`."""
-        (Ho, Wo), (H, W) = self.original_size, self.input_size
-        return torch.tensor([W / Wo, H / Ho], dtype=coords.dtype, device=coords.device)
-
     def to_model(self, coords: Tensor) -> Tensor:
         """[..., 2] (x, y) pixels of the image -> of the square."""
-        return coords * self.scale(coords)
-
-    def to_original(self, coords: Tensor) -> Tensor:
-        """[..., 2] (x, y) pixels of the square -> of the image."""
-        return coords / self.scale(coords)
+        (Ho, Wo), (H, W) = self.original_size, self.input_size
+        return coords * torch.tensor([W / Wo, H / Ho], dtype=coords.dtype, device=coords.device)
 
     def resize(self, image: Tensor) -> Tensor:
         """uint8 [B, 3, Ho, Wo] -> [B, 3, H, W]: uint8, or float in 0 to 255 where it is stretched.

@@ -39,10 +39,7 @@ def split_by_noise(noise: Tensor, mask_ratio: float) -> MaskSplit:
 
     Args:
         noise: [B, N] one independent uniform number per token.
-        mask_ratio: fraction hidden.
-
-    Raises:
-        ValueError: see `num_visible_tokens`.
+        mask_ratio: fraction hidden, see `num_visible_tokens`.
     """
     num_keep = num_visible_tokens(noise.shape[1], mask_ratio)
     ids_shuffle = noise.argsort(dim=1, stable=True)  # [B, N], stable: equal numbers must not depend on the device
@@ -61,11 +58,7 @@ def merge_tokens(visible: Tensor, masked: Tensor, split: MaskSplit) -> Tensor:
 
 
 def patchify(image: Tensor, patch_size: int) -> Tensor:
-    """[B, C, H, W] -> [B, N, p*p*C]: patches in row-major image order, channels last within a patch, as in MAE.
-
-    Raises:
-        ValueError: the image is not a whole number of patches.
-    """
+    """[B, C, H, W] -> [B, N, p*p*C]: patches in row-major image order, channels last within a patch, as in MAE."""
     B, C, H, W = image.shape
     p = patch_size
     if H % p or W % p:

@@ -12,9 +12,6 @@ def sincos_pos_embed(grid_size: tuple[int, int], width: int, *, num_prefix_token
 
     The first half of the channels encodes x, the second y; each half is sines, then cosines, at wavelengths
     from 2*pi to 10000*2*pi patches.
-
-    Raises:
-        ValueError: `width` is not a multiple of 4.
     """
     if width % 4:
         raise ValueError(f"width={width}: a 2-D sin-cos table needs a multiple of 4")

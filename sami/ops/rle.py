@@ -70,11 +70,7 @@ def mask_to_rle(mask: Tensor) -> Tensor:
 
 
 def rle_to_mask(counts: Tensor, size: tuple[int, int]) -> Tensor:
-    """[n] run lengths -> [H, W] bool.
-
-    Raises:
-        ValueError: the runs do not add up to H*W.
-    """
+    """[n] run lengths -> [H, W] bool; see `check_counts`."""
     check_counts(counts, size)
     kind = torch.arange(len(counts)) % 2 == 1
     return kind.repeat_interleave(counts).reshape(size[1], size[0]).T

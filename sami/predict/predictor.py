@@ -73,9 +73,6 @@ class SamPredictor:
         Args:
             transformed_image: [1, 3, H, W] in 0 to 255, as `transform.apply_image` gives it; RGB.
             original_image_size: (Ho, Wo) of the image.
-
-        Raises:
-            ValueError: they do not belong together.
         """
         frame = self.transform.frame(original_image_size)
         if tuple(transformed_image.shape[1:]) != (3, *frame.input_size):
@@ -102,11 +99,7 @@ class SamPredictor:
         return self.frames[0].input_size
 
     def get_image_embedding(self) -> Tensor:
-        """[B, 256, gh, gw].
-
-        Raises:
-            ValueError: no image was set.
-        """
+        """[B, 256, gh, gw]; ValueError where no image is set."""
         if self.features is None:
             raise ValueError("no image is set: call set_image or set_image_batch first")
         return self.features

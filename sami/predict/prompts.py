@@ -60,19 +60,13 @@ def read_prompt(
     if mask is not None and mask.ndim == 3 and len(mask) == 1:
         mask = mask[0]
     if mask is not None and mask.ndim != 2:
-        raise ValueError(
-            f"mask_input is {list(mask.shape)}: give [1, h, w], one of the low_res_masks of an earlier call"
-        )
+        raise ValueError(f"mask_input is {list(mask.shape)}: give [1, h, w] of the low_res_masks of an earlier call")
     points = torch.cat(coords) if coords else torch.zeros(0, 2)
     return Prompt(frame.to_model(points), torch.cat(labels) if labels else torch.zeros(0).long(), mask)
 
 
 def each_object(num_images: int, *batches: Sequence | None) -> list[list[list]]:
-    """Per image and object its points, labels, box and mask prompt, out of the arguments of `predict_batch`.
-
-    Raises:
-        ValueError: they have different lengths.
-    """
+    """Per image and object its points, labels, box and mask prompt, out of the arguments of `predict_batch`."""
     for name, batch in zip(("point_coords", "point_labels", "box", "mask_input"), batches, strict=True):
         if batch is not None and len(batch) != num_images:
             raise ValueError(f"{name}_batch has {len(batch)} entries for {num_images} images")
@@ -140,11 +134,7 @@ def as_floats(values: object, name: str) -> Tensor:
 
 
 def stack_prompts(prompts: Sequence[Sequence[Prompt]], device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """B images x Q prompts -> point_coords [B, Q, P, 2], point_labels [B, Q, P], mask_input [B, Q, h, w] or None.
-
-    Raises:
-        ValueError: mask prompts of different sizes, or for some objects only.
-    """
+    """B images x Q prompts -> point_coords [B, Q, P, 2], point_labels [B, Q, P], mask_input [B, Q, h, w] or None."""
     flat = [prompt for of_image in prompts for prompt in of_image]
     shape, P = (len(prompts), len(prompts[0])), max((len(prompt.labels) for prompt in flat), default=0)
     coords, labels = torch.zeros(len(flat), P, 2), torch.full((len(flat), P), PAD_LABEL)

@@ -40,12 +40,7 @@ def build_sam_vit(name: str, *, drop_path: float = 0.0, pretrained: bool = False
 
 
 def load_sam(name: str, weights: str) -> nn.Module:
-    """`build_sam_vit` with the weights of a file; `weights` as of `SamTeacher`.
-
-    Raises:
-        ValueError: unknown `name`, or the file is missing, damaged or of another model.
-        ConnectionError: the download failed.
-    """
+    """`build_sam_vit` with the weights of a file; arguments and errors as of `SamTeacher`."""
     if name not in SAM:
         raise ValueError(f"name={name!r}: choose one of {', '.join(SAM)}")
     if weights == "hub":
@@ -90,11 +85,7 @@ def relative_position_attention(layer: Any, x: Tensor) -> Tensor:
 
 
 def relative_table(table: Tensor, num_cells: int) -> Tensor:
-    """[2 * num_cells - 1, d] -> [num_cells, num_cells, d]: at [query, key] the entry for their distance.
-
-    Raises:
-        ValueError: the table is of another size; see `fit_position_tables`.
-    """
+    """[2 * num_cells - 1, d] -> [num_cells, num_cells, d]: at [query, key] the entry for their distance."""
     if len(table) != 2 * num_cells - 1:
         raise ValueError(f"a table of {len(table)} relative positions does not fit {num_cells} tokens in a row")
     position = torch.arange(num_cells, device=table.device)

@@ -27,13 +27,11 @@ class TimmEncoder(ImageEncoder):
     was made for.
 
     Args:
-        name: timm's, of a model with `features_only`.
+        name, drop_path: timm's, of a model with `features_only`.
         image_size: pixels per side, for models of one size.
-        drop_path: as timm's models take it.
 
     Raises:
-        ValueError: no timm model of this name, or none that gives a map at 16 pixels; in `forward`, the image is not a
-            whole number of patches.
+        ValueError: no timm model of this name, or none that gives a map at 16 pixels.
     """
 
     def __init__(self, name: str, *, image_size: int, drop_path: float = 0.0) -> None:
