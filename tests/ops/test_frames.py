@@ -49,7 +49,7 @@ def test_stretch_is_float_bilinear():
 def test_masks_come_back_to_where_they_were(fit, size):
     frame = fit(size, 256)
     Ho, Wo = size
-    x0, y0, x1, y1 = 20, 30, 50, 55  # a box in the photo
+    x0, y0, x1, y1 = 20, 30, 50, 55  # a box in the image
     low = frame.to_model(torch.tensor([[x0, y0], [x1, y1]], dtype=torch.float32)) / 4
     place = torch.arange(64) + 0.5
     inside = [(place > low[0, axis]) & (place < low[1, axis]) for axis in (0, 1)]
@@ -62,7 +62,7 @@ def test_masks_come_back_to_where_they_were(fit, size):
 
 
 @pytest.mark.parametrize("fit", [longest_side_frame, stretch_frame])
-def test_a_photo_with_fewer_pixels_lies_in_the_same_place(fit):
+def test_an_image_with_fewer_pixels_lies_in_the_same_place(fit):
     frame = fit((1500, 2247), 256)
     shrunk = frame.shrunk(1024)
     assert shrunk.original_size == (684, 1024) and shrunk.input_size == frame.input_size
