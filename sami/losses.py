@@ -1,4 +1,4 @@
-"""What is minimised.
+"""Losses: masked feature prediction, encoder distillation, and SAM's focal, dice and IoU loss of masks.
 
 B images   N tokens   M masked tokens   E target width
 Q objects per image   K candidate masks   h w low-resolution masks   H W masks
@@ -62,7 +62,10 @@ def valid_token_loss(
         distances = 1 - F.cosine_similarity(prediction, target, dim=-1)  # [B, N]
     elif distance in ("mse", "standardized_mse"):
         difference = prediction - target
-        distances = (difference / std if distance == "standardized_mse" else difference).square().mean(dim=-1)
+        if distance == "standardized_mse":
+            assert std is not None
+            difference = difference / std
+        distances = difference.square().mean(dim=-1)
     else:
         raise ValueError(f"loss_distance={distance!r}: choose mse, cosine or standardized_mse")
     return ((distances * token_valid).sum(dim=1) / token_valid.sum(dim=1).clamp(min=1)).mean()
@@ -81,7 +84,7 @@ def mask_loss(
     low_res_masks: Tensor,
     iou_predictions: Tensor,
     masks: Tensor,
-    valid: Tensor,
+    object_valid: Tensor,
     *,
     focal_weight: float = 20.0,
     dice_weight: float = 1.0,
@@ -98,7 +101,7 @@ def mask_loss(
         low_res_masks: [B, Q, K, h, w] logits, enlarged bilinearly to the size of the masks.
         iou_predictions: [B, Q, K].
         masks: [B, Q, H, W] bool.
-        valid: [B, Q] bool; other objects count nothing.
+        object_valid: [B, Q] bool; other objects count nothing.
         focal_weight, dice_weight, iou_weight: 20 : 1 : 1 (App. A).
     """
     logits = enlarge(low_res_masks.float(), masks.shape[-2:])  # [B, Q, K, H, W]
@@ -112,9 +115,9 @@ def mask_loss(
     chosen = logits[:, :, 0]  # [B, Q, H, W]
     focal, dice = focal_loss(chosen, masks), dice_loss(chosen, masks)  # [B, Q] each
     error = (iou_predictions.float() - measured).square().mean(dim=-1)  # [B, Q]
-    weight = valid / valid.sum(dim=1, keepdim=True).clamp(min=1) / len(valid)  # [B, Q]
+    weight = object_valid / object_valid.sum(dim=1, keepdim=True).clamp(min=1) / len(object_valid)  # [B, Q]
     # where, since padded prompts may hold anything, and 0 * inf is not 0
-    focal, dice, iou = (torch.where(valid, part, 0.0).mul(weight).sum() for part in (focal, dice, error))
+    focal, dice, iou = (torch.where(object_valid, part, 0.0).mul(weight).sum() for part in (focal, dice, error))
     return MaskLoss(focal_weight * focal + dice_weight * dice + iou_weight * iou, focal, dice, iou)
 
 

@@ -1,4 +1,4 @@
-"""Masks of what you point at in an image.
+"""Segment objects in an image from points and boxes.
 
     python -m sami.segment image.jpg --point 320,240 --checkpoint sam_vit_b_01ec64.pth --model sam_vit_b
     python -m sami.segment image.jpg --point 320,240 --point 100,80,0 --box 50,40,400,380 \\
@@ -22,7 +22,7 @@ from sami.cli import choose_device, explain_errors
 from sami.models.build import MODELS, build_sam
 from sami.ops.cpu_kernels import keep_freed_memory
 from sami.ops.prompts import BACKGROUND, FOREGROUND, use_multimask
-from sami.ops.rle import counts_to_string, encode_mask
+from sami.ops.rle import counts_to_string, mask_to_rle
 from sami.predict.image import read_image
 from sami.predict.overlay import draw_masks
 from sami.predict.predictor import SamPredictor
@@ -30,7 +30,7 @@ from sami.predict.zoom import predict_zoomed
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line's door to `segment`."""
+    """`segment` with the options of a command line."""
     with explain_errors():
         segment(parse(arguments))
 
@@ -55,11 +55,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def segment(options: argparse.Namespace) -> None:
-    """Reads, predicts, prints and writes.
-
-    Raises:
-        ValueError: see `read_points`, `read_image`, `check_outputs` and `build_sam`; nothing has been written then.
-    """
+    """Reads, predicts, prints and writes; ValueError before anything is written where that cannot be done."""
     points, labels = read_points(options.point)
     boxes = [read_numbers(box, "--box", (4,)) for box in options.box]
     if not points and not boxes:
@@ -84,50 +80,33 @@ def segment(options: argparse.Namespace) -> None:
         )
         answers = (predictor.predict(**prompt, multimask_output=multimask)[:2] for prompt in prompts)
     masks, ious = [], []
-    for candidates, iou_predictions in answers:
+    for number, (candidates, iou_predictions) in enumerate(answers):
         best = int(iou_predictions.argmax())
         masks.append(candidates[best])
         ious.append(float(iou_predictions[best]))
-    for number, (mask, iou) in enumerate(zip(masks, ious, strict=True)):
-        print(f"object {number}: predicted IoU {iou:.3f}, {mask.mean():.1%} of the image")
-    write(options, image, np.stack(masks), ious, points, labels, boxes)
+        print(f"object {number}: predicted IoU {ious[-1]:.3f}, {masks[-1].mean():.1%} of the image")
+    drawn = draw_masks(image, np.stack(masks), point_coords=points, point_labels=labels, boxes=boxes)
+    write_results(options, drawn, masks, ious)
 
 
-def write(
-    options: argparse.Namespace,
-    image: np.ndarray,
-    masks: np.ndarray,
-    ious: list[float],
-    points: list[list[float]],
-    labels: list[int],
-    boxes: list[list[float]],
-) -> None:
-    """The picture, and what else was asked for."""
-    picture = draw_masks(image, masks, point_coords=points or None, point_labels=labels, boxes=boxes)
-    save_picture(picture, options.output)
+def write_results(options: argparse.Namespace, drawn: Image.Image, masks: list[np.ndarray], ious: list[float]) -> None:
+    """The image with the masks on it, and what else was asked for."""
+    save_image(drawn, options.output)
     if options.masks:
         for number, mask in enumerate(masks):
-            save_picture(Image.fromarray(mask), Path(options.masks) / f"object_{number}.png")
+            save_image(Image.fromarray(mask), Path(options.masks) / f"object_{number}.png")
     if options.rle:
-        records = [
-            {"segmentation": encode_rle(mask), "area": int(mask.sum()), "predicted_iou": iou}
-            for mask, iou in zip(masks, ious, strict=True)
-        ]
+        records = []
+        for mask, iou in zip(masks, ious, strict=True):  # as pycocotools reads it
+            counts = counts_to_string(mask_to_rle(torch.from_numpy(mask))).decode()
+            code = {"size": list(mask.shape), "counts": counts}
+            records.append({"segmentation": code, "area": int(mask.sum()), "predicted_iou": iou})
         Path(options.rle).parent.mkdir(parents=True, exist_ok=True)
         Path(options.rle).write_text(json.dumps(records))
 
 
-def encode_rle(mask: np.ndarray) -> dict[str, object]:
-    """bool [Ho, Wo] -> COCO's compressed run-length code, as pycocotools reads it."""
-    return {"size": list(mask.shape), "counts": counts_to_string(encode_mask(torch.from_numpy(mask))).decode()}
-
-
 def check_outputs(options: argparse.Namespace) -> None:
-    """Finds out before the work is done whether its results can be written.
-
-    Raises:
-        ValueError: Pillow knows no format of that name, or something else is in the way.
-    """
+    """ValueError before the work is done where its results could not be written."""
     if Image.registered_extensions().get(Path(options.output).suffix.lower()) not in Image.SAVE:
         raise ValueError(f"--output {options.output}: give a name that ends in .png or .jpg")
     for option, path in (("output", options.output), ("rle", options.rle), ("masks", options.masks)):
@@ -141,25 +120,17 @@ def check_outputs(options: argparse.Namespace) -> None:
             raise ValueError(f"--{option} {path}: {nearest} is no folder that can be written to")
 
 
-def save_picture(picture: Image.Image, path: str | Path) -> None:
-    """In the format of the name, folders made.
-
-    Raises:
-        ValueError: it cannot be written, as on a full disk.
-    """
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Save in the format of the name and make the folders; ValueError where that fails, as on a full disk."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
-        picture.save(path)
+        image.save(path)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be written: {error}") from error
 
 
 def read_points(texts: list[str]) -> tuple[list[list[float]], list[int]]:
-    """x,y or x,y,label -> [[x, y], ...] and labels.
-
-    Raises:
-        ValueError: something else.
-    """
+    """x,y or x,y,label -> [[x, y], ...] and labels; ValueError for anything else."""
     numbers = [read_numbers(text, "--point", (2, 3)) for text in texts]
     for text, point in zip(texts, numbers, strict=True):
         if len(point) == 3 and point[2] not in (FOREGROUND, BACKGROUND):
@@ -168,11 +139,7 @@ def read_points(texts: list[str]) -> tuple[list[list[float]], list[int]]:
 
 
 def read_numbers(text: str, option: str, counts: tuple[int, ...]) -> list[float]:
-    """Numbers between commas.
-
-    Raises:
-        ValueError: no numbers, or another count.
-    """
+    """Numbers between commas; ValueError for anything else, or another count."""
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:

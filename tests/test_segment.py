@@ -25,16 +25,16 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def photo(tmp_path):
-    path = tmp_path / "photo.png"
+def image_file(tmp_path):
+    path = tmp_path / "image.png"
     Image.fromarray(draw_photo(0, height=60, width=80)).save(path)
     return str(path)
 
 
-def test_points_and_a_box_are_one_object(photo, checkpoint, tmp_path, capsys):
+def test_points_and_a_box_are_one_object(image_file, checkpoint, tmp_path, capsys):
     files = [f"--output={tmp_path}/out/o.png", f"--masks={tmp_path}/m", f"--rle={tmp_path}/r/masks.json"]
     prompts = ["--point", "40,30", "--point", "10,8,0", "--box", "20,10,60,50"]
-    main([photo, *prompts, "--checkpoint", checkpoint, *files])
+    main([image_file, *prompts, "--checkpoint", checkpoint, *files])
     printed = capsys.readouterr().out
     assert printed.startswith("object 0: predicted IoU ") and printed.count("object") == 1
     assert Image.open(tmp_path / "out" / "o.png").size == (80, 60)
@@ -44,7 +44,7 @@ def test_points_and_a_box_are_one_object(photo, checkpoint, tmp_path, capsys):
     assert record["area"] == mask.sum() and f"{record['predicted_iou']:.3f}" in printed
 
 
-def test_the_most_promising_of_three_is_shown(photo, checkpoint, tmp_path, monkeypatch, capsys):
+def test_the_most_promising_of_three_is_shown(image_file, checkpoint, tmp_path, monkeypatch, capsys):
     def three(self, image, coords, labels, mask_input=None, *, multimask_output):
         assert multimask_output
         logits = torch.full((1, 1, 3, 16, 16), -1.0)
@@ -52,33 +52,45 @@ def test_the_most_promising_of_three_is_shown(photo, checkpoint, tmp_path, monke
         return logits, torch.tensor([[[0.2, 0.9, 0.4]]])
 
     monkeypatch.setattr(Sam, "decode", three)
-    main([photo, "--point=40,30", "--checkpoint", checkpoint, f"--output={tmp_path}/o.png"])
+    main([image_file, "--point=40,30", "--checkpoint", checkpoint, f"--output={tmp_path}/o.png"])
     assert capsys.readouterr().out == "object 0: predicted IoU 0.900, 100.0% of the image\n"
 
 
-def test_several_boxes_are_several_objects(photo, checkpoint, tmp_path, capsys):
-    main([photo, "--box=1,1,30,30", "--box=40,5,70,50", "--checkpoint", checkpoint, f"--output={tmp_path}/o.png"])
+def test_several_boxes_are_several_objects(image_file, checkpoint, tmp_path, capsys):
+    main([image_file, "--box=1,1,30,30", "--box=40,5,70,50", "--checkpoint", checkpoint, f"--output={tmp_path}/o.png"])
     assert capsys.readouterr().out.count("predicted IoU") == 2
 
 
-def test_zoom_looks_at_each_box_by_itself(photo, checkpoint, tmp_path, capsys):
+def test_zoom_looks_at_each_box_by_itself(image_file, checkpoint, tmp_path, capsys):
     boxes = [(1, 1, 30, 30), (40, 5, 60, 21)]
     asked = [f"--box={','.join(map(str, box))}" for box in boxes]
-    main([photo, "--zoom", *asked, "--checkpoint", checkpoint, f"--output={tmp_path}/o.png", f"--masks={tmp_path}/m"])
+    main(
+        [
+            image_file,
+            "--zoom",
+            *asked,
+            "--checkpoint",
+            checkpoint,
+            f"--output={tmp_path}/o.png",
+            f"--masks={tmp_path}/m",
+        ]
+    )
     assert capsys.readouterr().out.count("predicted IoU") == 2
-    found, ious = predict_zoomed(build_sam(checkpoint=checkpoint), read_image(photo), boxes)
+    found, ious = predict_zoomed(build_sam(checkpoint=checkpoint), read_image(image_file), boxes)
     for number, (masks, confidence) in enumerate(zip(found, ious, strict=True)):
         written = np.asarray(Image.open(tmp_path / "m" / f"object_{number}.png"))
         assert ((written > 0) == masks[confidence.argmax()]).all()
 
 
 @pytest.mark.parametrize(("decoder", "asked"), [("sam", [True, False]), ("efficient_sam", [True, True])])
-def test_three_candidates_are_asked_for_where_the_model_was_trained_to(photo, tmp_path, monkeypatch, decoder, asked):
+def test_three_candidates_are_asked_for_where_the_model_was_trained_to(
+    image_file, tmp_path, monkeypatch, decoder, asked
+):
     save_sam(build_sam("efficient_sam_vitt", decoder=decoder, image_size=64), tmp_path / "sam.safetensors")
     seen, decode = [], Sam.decode
     monkeypatch.setattr(Sam, "decode", lambda *args, **options: seen.append(options) or decode(*args, **options))
     for prompts in (["--box=1,1,30,30"], ["--box=1,1,30,30", "--point=9,9"]):
-        main([photo, *prompts, f"--checkpoint={tmp_path}/sam.safetensors", f"--output={tmp_path}/o.png"])
+        main([image_file, *prompts, f"--checkpoint={tmp_path}/sam.safetensors", f"--output={tmp_path}/o.png"])
     assert [options["multimask_output"] for options in seen] == asked
 
 
@@ -109,36 +121,38 @@ def test_three_candidates_are_asked_for_where_the_model_was_trained_to(photo, tm
         (["--point", "4,5", "--masks", "file"], "--masks file: "),
     ],
 )
-def test_mistakes_are_answered_with_a_sentence(photo, checkpoint, arguments, message, capsys, monkeypatch, tmp_path):
+def test_mistakes_are_answered_with_a_sentence(
+    image_file, checkpoint, arguments, message, capsys, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as stopped:
-        main([photo, *arguments, "--checkpoint", checkpoint])
+        main([image_file, *arguments, "--checkpoint", checkpoint])
     error = capsys.readouterr().err
     assert stopped.value.code == 2
     assert message in error and "Traceback" not in error
 
 
-def test_wrong_places_for_results_are_told_before_the_work_is_done(photo, tmp_path, capsys):
+def test_wrong_places_for_results_are_told_before_the_work_is_done(image_file, tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit):
-        main([photo, "--point=4,5", "--checkpoint=never_read.pt", f"--output={tmp_path}/file/masks.png"])
+        main([image_file, "--point=4,5", "--checkpoint=never_read.pt", f"--output={tmp_path}/file/masks.png"])
     assert "is no folder that can be written to" in capsys.readouterr().err
 
 
-def test_files_that_are_missing_or_wrong(photo, checkpoint, capsys, tmp_path):
+def test_files_that_are_missing_or_wrong(image_file, checkpoint, capsys, tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     released = tmp_path / "released.pt"
     torch.save({"a": torch.zeros(1)}, released)
     for arguments, message in (
         ([str(tmp_path / "absent.jpg"), "--checkpoint", checkpoint], "absent.jpg: no such file"),
         ([str(tmp_path / "text.jpg"), "--checkpoint", checkpoint], "cannot be read as an image"),
-        ([photo, "--checkpoint", str(tmp_path / "absent.pt"), "--model", "mobile_sam"], "absent.pt: no such file"),
-        ([photo, "--checkpoint", str(released)], "does not say which model it is: give its name"),
-        ([photo, "--checkpoint", str(tmp_path / "absent.safetensors")], "absent.safetensors: no such file"),
-        ([photo, "--checkpoint", checkpoint, "--point=1,2,inf"], "the third number is 1"),
-        ([photo, "--checkpoint", str(released), "--model", "sam_vit_b"], "does not fit Sam"),
+        ([image_file, "--checkpoint", str(tmp_path / "absent.pt"), "--model", "mobile_sam"], "absent.pt: no such file"),
+        ([image_file, "--checkpoint", str(released)], "does not say which model it is: give its name"),
+        ([image_file, "--checkpoint", str(tmp_path / "absent.safetensors")], "absent.safetensors: no such file"),
+        ([image_file, "--checkpoint", checkpoint, "--point=1,2,inf"], "the third number is 1"),
+        ([image_file, "--checkpoint", str(released), "--model", "sam_vit_b"], "does not fit Sam"),
     ):
         with pytest.raises(SystemExit):
             main([*arguments, "--point", "4,5"])

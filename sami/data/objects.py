@@ -13,7 +13,7 @@ from sami.data.sources.annotations import segmentation_counts
 from sami.data.sources.base import AnnotatedImage
 from sami.data.square import FrameSpec
 from sami.ops.frames import ImageFrame
-from sami.ops.rle import decode_mask, mask_cells
+from sami.ops.rle import mask_cells, rle_to_mask
 
 LONGEST_SIDE = 1024  # pixels; a larger image is compared on a raster of this size: one of SA-1B costs a fifth then
 
@@ -48,7 +48,7 @@ class ImageObjects:
         size = self.frame.original_size
         codes = [torch.from_numpy(runs).long() for runs in self.counts[rows]]
         if frame == self.frame:
-            masks = [decode_mask(runs, size) for runs in codes]
+            masks = [rle_to_mask(runs, size) for runs in codes]
         else:
             (own_H, own_W), (H, W) = size, frame.original_size
             y, x = (torch.linspace(0, own, n + 1, dtype=torch.float64) for own, n in ((own_H, H), (own_W, W)))

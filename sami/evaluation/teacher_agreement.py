@@ -20,7 +20,7 @@ from sami.models.sam import Decode, Sam, decode_with, most_confident
 from sami.models.two_way_transformer import PreparedImage
 from sami.ops.masks import enlarge, mask_iou
 from sami.ops.pca import pca_colors, tokens_to_pixels
-from sami.ops.prompts import BOTTOM_RIGHT, FOREGROUND, PADDING, TOP_LEFT, Prompts
+from sami.ops.prompts import BOTTOM_RIGHT, FOREGROUND, PAD_LABEL, TOP_LEFT, Prompts
 
 
 class TeacherOutput(NamedTuple):
@@ -156,7 +156,7 @@ def masks_by_prompt(decode: Decode, batch: dict[str, Any], image_size: int) -> d
     prompts = {"teacher_point": place_prompts(batch["place_noise"], batch["input_size"])}
     if batch["object_valid"].any():
         corners = torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=batch["object_valid"].device)
-        labels = torch.where(batch["object_valid"].unsqueeze(-1), corners, PADDING)  # [B, Q, 2]
+        labels = torch.where(batch["object_valid"].unsqueeze(-1), corners, PAD_LABEL)  # [B, Q, 2]
         prompts["teacher_box"] = batch["box"], labels
     return {kind: predict_masks(decode, asked, batch["input_size"], image_size) for kind, asked in prompts.items()}
 

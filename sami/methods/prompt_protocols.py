@@ -14,7 +14,7 @@ from sami.data.sampling import NUM_NOISE
 from sami.models.sam import Candidates, Decode, most_confident
 from sami.ops.masks import enlarge
 from sami.ops.prompts import (
-    PADDING,
+    PAD_LABEL,
     add_clicks,
     choose_prompts,
     noisy_box,
@@ -132,7 +132,7 @@ class SamProtocol:
                 prediction = enlarge(mask_input, (masks.shape[-2], masks.shape[-1])) > 0
                 coords, labels = random_correction(prediction, masks, drawn.clicks[..., number])
                 if refined is not None:
-                    labels = torch.where((refined == number + 1).unsqueeze(-1), PADDING, labels)
+                    labels = torch.where((refined == number + 1).unsqueeze(-1), PAD_LABEL, labels)
                 prompts = add_clicks(prompts, (coords, labels))
 
 
@@ -166,7 +166,7 @@ class PointsProtocol:
         drawn = PromptNoise.split(noise)
         coords, labels = uniform_clicks(masks, drawn.clicks[..., : self.max_points])
         count = 1 + (drawn.number.unsqueeze(-1) * self.max_points).floor()  # [B, Q, 1]
-        clicks = coords, torch.where(torch.arange(self.max_points, device=count.device) < count, labels, PADDING)
+        clicks = coords, torch.where(torch.arange(self.max_points, device=count.device) < count, labels, PAD_LABEL)
         max_noise = self.max_box_noise * masks.shape[-1]
         box = noisy_box(masks, drawn.box, boxes=boxes, std=self.box_noise, max_noise=max_noise)
         prompts = choose_prompts(clicks, box, drawn.kind < 0.5)

@@ -1,1 +1,1 @@
-"""Numbers of a table: tensors in, floats out."""
+"""Metrics over all ranks: feature agreement, k-NN accuracy, IoU of prompted masks."""

@@ -1,4 +1,4 @@
-"""How well predicted features agree with their target, in numbers that can be compared between teachers.
+"""Cosine similarity and explained variance of predicted features, comparable between teachers.
 
 B images   N tokens   E target width
 """
@@ -17,13 +17,14 @@ def explained_variance(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 class FeatureAgreement(Metric):
-    """Mean cosine similarity of tokens and explained variance, over everything seen on all ranks.
-
-    Args:
-        width: E.
-    """
+    """Mean cosine similarity of tokens and explained variance, over everything seen on all ranks."""
 
     full_state_update = False
+    cosine: Tensor
+    error: Tensor
+    count: Tensor
+    total: Tensor
+    squares: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()

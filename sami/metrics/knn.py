@@ -1,7 +1,9 @@
-"""k-NN accuracy on frozen features: does the encoder tell classes apart, without training anything on top.
+"""k-NN accuracy on frozen features.
 
 n images   D width   k neighbours
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 def leave_one_out_knn(features: Tensor, labels: Tensor, *, k: int = 20, temperature: float = 0.07) -> Tensor:
-    """Fraction of images whose class is the weighted vote of their k nearest other images.
+    """[n, D], [n] class numbers -> fraction of images whose class is the weighted vote of their k nearest others.
 
     Votes weigh exp(cosine / temperature), k and temperature as in arXiv:1805.01978. Leaving each image out of its
     own neighbours needs one labelled set only, where the usual protocol needs a labelled training set as well; so
@@ -19,10 +21,6 @@ def leave_one_out_knn(features: Tensor, labels: Tensor, *, k: int = 20, temperat
 
     Channels are brought to zero mean and unit variance over the set first, as MAE's linear probe does with a BatchNorm:
     nothing in masked pretraining makes their scales comparable, and a few loud ones would decide every neighbour.
-
-    Args:
-        features: [n, D].
-        labels: [n] int64, 0 or more.
     """
     deviation, mean = torch.std_mean(features.float(), dim=0)
     features = F.normalize((features.float() - mean) / deviation.clamp_min(1e-6), dim=1)
@@ -40,13 +38,11 @@ def leave_one_out_knn(features: Tensor, labels: Tensor, *, k: int = 20, temperat
 
 
 class KNNAccuracy(Metric):
-    """`leave_one_out_knn` over all ranks. NaN with fewer than two labelled images.
-
-    Args:
-        k: neighbours.
-    """
+    """`leave_one_out_knn` over all ranks. NaN with fewer than two labelled images."""
 
     full_state_update = False
+    features: Any  # lists of tensors, or one after a reduction
+    labels: Any
 
     def __init__(self, k: int = 20) -> None:
         super().__init__()

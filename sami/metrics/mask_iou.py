@@ -1,4 +1,4 @@
-"""How well masks are found from prompts, beside the answers that need no model.
+"""Mean IoU of masks predicted from prompts, and of discs around clicks, the baseline without a model.
 
 n objects   H W pixels   R radii
 """
@@ -12,13 +12,11 @@ from torchmetrics import Metric
 
 
 class PromptedIoU(Metric):
-    """mIoU by kind of prompt: the mean over objects, as arXiv:2304.02643, Sec. 7.1 has it, over all ranks.
-
-    Args:
-        kinds: their names.
-    """
+    """mIoU by kind of prompt: the mean over objects, as arXiv:2304.02643, Sec. 7.1 has it, over all ranks."""
 
     full_state_update = False
+    total: Tensor
+    count: Tensor
 
     def __init__(self, kinds: Sequence[str]) -> None:
         super().__init__()
@@ -41,6 +39,8 @@ class BestDiscIoU(Metric):
     """mIoU of a disc around the click, of the one radius that suits all objects best: what clicking alone is worth."""
 
     full_state_update = False
+    total: Tensor
+    count: Tensor
     radii = torch.logspace(-2, -0.2, 28)  # of the longer side: 1 % to 63 %, by a sixth each
 
     def __init__(self) -> None:

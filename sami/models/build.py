@@ -1,4 +1,4 @@
-"""Every promptable segmenter by its name, with random weights, released ones, or one's own.
+"""Build SAM, MobileSAM, RepViT-SAM, EfficientSAM or a segmenter with a timm backbone by name, load and save them.
 
 build_sam("efficient_sam_vits", checkpoint="efficient_sam_vits.pt")
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +21,7 @@ from sami.models.image_encoders.timm import TimmEncoder
 from sami.models.prompt_encoder import PATCH_SIZE
 from sami.models.sam import Sam
 from sami.models.timm_models import download_timm
-from sami.models.weight_names import backbone_only, decoder_only, to_ours, vit_to_efficient_sam
+from sami.models.weight_names import backbone_only, to_ours, vit_to_efficient_sam
 from sami.models.weights import load_state_dict_file, load_strictly, save_weights
 
 MODELS = {  # name: resize_mode, decoder as released; besides, timm/NAME has any timm backbone
@@ -77,11 +78,12 @@ def build_sam(
         if None not in (value, described.get(option)) and value != described[option]:
             raise ValueError(f"{checkpoint} was saved with {option}={described[option]}, not {value}")
     options = {**described, **{option: value for option, value in asked.items() if value is not None}}
-    name = options.get("name")
-    if name not in MODELS and not str(name).startswith(TIMM):
-        given = "no name given" if name is None else f"name={name!r}"
+    name = str(options.get("name"))
+    if name not in MODELS and not name.startswith(TIMM):
+        given = f"name={name!r}" if "name" in options else "no name given"
         raise ValueError(f"{given}: choose one of {', '.join(MODELS)}, or {TIMM} and a name of timm's")
-    options = dict(zip(OPTIONS[1:], (1024, *MODELS.get(name, ("pad", "sam"))), strict=True)) | options
+    released = (1024, *MODELS.get(name, ("pad", "sam")))
+    options = {**dict(zip(OPTIONS[1:], released, strict=True)), **options}
     if name.startswith("sam_") and options["image_size"] != 1024:
         raise ValueError(f"image_size={options['image_size']}: {name} has tables for 1024 pixels, and takes no other")
     # SAM's encoders are up to 2.5 GB: never allocated besides the file's own pages
@@ -130,8 +132,7 @@ def load_backbone(encoder: nn.Module, source: str | Path) -> None:
             timm's download, pretrained on ImageNet.
 
     Raises:
-        ValueError: the file is missing, damaged or of another network; the message names what does not fit. Or an
-            encoder of SAM, which has no backbone apart from it.
+        ValueError: the file is missing, damaged or of another network, or the encoder is SAM's own.
         ConnectionError: the download failed.
     """
     if isinstance(encoder, EfficientSAMEncoder):
@@ -159,21 +160,14 @@ def load_decoder(sam: Sam, checkpoint: str | Path) -> None:
     Raises:
         ValueError: the file is missing or damaged, or its decoder is of the other kind.
     """
-    part = nn.ModuleDict({"prompt_encoder": sam.prompt_encoder, "mask_decoder": sam.mask_decoder})
-    load_strictly(part, decoder_only(to_ours(load_state_dict_file(checkpoint))), source=str(checkpoint))
+    parts = nn.ModuleDict({"prompt_encoder": sam.prompt_encoder, "mask_decoder": sam.mask_decoder})
+    weights = to_ours(load_state_dict_file(checkpoint))
+    kept = {name: value for name, value in weights.items() if name.split(".")[0] in parts}
+    load_strictly(parts, kept, source=str(checkpoint))
 
 
 def save_sam(sam: Sam, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Save all weights, and what `build_sam` needs to know, in one .safetensors file, which appears when complete.
-
-    Args:
-        sam: any segmenter.
-        path: of the file.
-        metadata: more strings to keep in its header.
-
-    Raises:
-        ValueError: the model was fused.
-    """
+    """Save all weights, and what `build_sam` needs to know besides `metadata`, in one .safetensors file."""
     if getattr(sam.image_encoder, "fused", False):
         raise ValueError("a fused model cannot be saved: save it before, and build it with fused=True")
     save_weights(sam.state_dict(), path, metadata={**(metadata or {}), "sam": description(sam)})
@@ -184,7 +178,7 @@ def description(sam: Sam) -> str:
     return json.dumps({option: getattr(sam, option) for option in OPTIONS})
 
 
-def read_description(path: str | Path) -> dict[str, object]:
+def read_description(path: str | Path) -> dict[str, Any]:
     """What `save_sam` wrote about the model; nothing for any other file."""
     if Path(path).suffix != ".safetensors" or not Path(path).is_file():
         return {}
@@ -219,13 +213,11 @@ def start_segmenter(
         name, resize_mode, decoder, drop_path: see `build_sam`.
         image_size: pixels per side of what the model sees; may differ from that of the file.
         checkpoint: of a whole segmenter.
-        backbone: for the image encoder, see `load_backbone`: a plain ViT of SAMI (`backbone.safetensors` of a run),
-            MAE or timm, whose position table is resized; or timm's model for the other encoders.
-        decoder_checkpoint: any segmenter's file, for prompt encoder and mask decoder; SAM's is the usual one.
+        backbone: for the image encoder, see `load_backbone`.
+        decoder_checkpoint: for prompt encoder and mask decoder, see `load_decoder`.
 
     Raises:
-        ValueError: see `build_sam`, `load_backbone` and `load_decoder`; a whole segmenter and parts of one; or
-            a size that the encoder does not take.
+        ValueError: see these; a whole segmenter and parts of one; or a size that the encoder does not take.
     """
     if checkpoint and (backbone or decoder_checkpoint):
         raise ValueError("checkpoint is a whole segmenter: give it, or backbone and decoder_checkpoint")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d  # pyright: ignore[reportPrivateImportUsage] # timm has no __all__
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,12 +22,12 @@ GPU_TOKENS = 64 * 4096
 
 
 class MaskDecoder(nn.Module):
-    """Parameter names are those of SAM's released files.
+    """SAM's mask decoder, with the parameter names of its released files.
 
     Args:
         width: C.
-        variant: "sam", or "efficient_sam": GELU throughout, a norm over channels and places in the upscaling, and see
-            `TwoWayLayer`.
+        variant: "sam", or "efficient_sam": GELU throughout, a norm over channels and positions in the upscaling, and
+            see `TwoWayLayer`.
     """
 
     def __init__(self, width: int = 256, *, variant: str = "sam") -> None:
@@ -63,26 +63,26 @@ class MaskDecoder(nn.Module):
             sparse: [B, Q, S, C] prompt tokens.
             token_mask: [B, Q, S] bool, which of them exist.
             dense: [B, Q, N, C] embeddings of mask prompts, or None.
-            multimask_output: K = 3 masks for ambiguous prompts, or K = 1.
+            multimask_output: K = 3, or K = 1.
 
         Returns:
-            low_res_masks: [B, Q, K, h, w] logits.
-            iou_predictions: [B, Q, K].
+            low_res_masks [B, Q, K, h, w] logits, iou_predictions [B, Q, K].
         """
         B, Q = sparse.shape[:2]
         output = torch.cat([self.iou_token.weight, self.mask_tokens.weight])  # [1 + 4, C]
         prompt = torch.cat([output.expand(B, Q, -1, -1), sparse], dim=2)  # [B, Q, T, C]
-        token_mask = F.pad(token_mask, (len(output), 0), value=True)  # [B, Q, T]
-        if token_mask.device.type == "cpu" and token_mask.all():  # asking a GPU would make the CPU wait for it
-            token_mask = None
+        mask: Tensor | None = F.pad(token_mask, (len(output), 0), value=True)  # [B, Q, T]
+        if mask.device.type == "cpu" and mask.all():  # asking a GPU would make the CPU wait for it
+            mask = None
         first = 1 if multimask_output else 0
         kept = slice(first, first + (NUM_MULTIMASK if multimask_output else 1))
-        tokens = prompt if dense is not None else self.transformer.start(prompt, token_mask, image)
+        tokens = prompt if dense is not None else self.transformer.start(prompt, mask, image)
         masks, ious = [], []
         groups = list(self.groups(B, Q, image))
         for (images, prompts), dense_part in zip(groups, split_groups(dense, groups), strict=True):
-            part = (t if t is None else t[images, prompts] for t in (tokens, prompt, token_mask))
-            arguments = (*part, dense_part, image, images, kept)
+            part = images, prompts
+            mask_part = None if mask is None else mask[part]
+            arguments = (tokens[part], prompt[part], mask_part, dense_part, image, images, kept)
             if self.grad_checkpointing and torch.is_grad_enabled():
                 group = checkpoint(self.decode_group, *arguments, use_reentrant=False)
             else:
@@ -136,6 +136,8 @@ class MaskDecoder(nn.Module):
         On a CPU some tokens at a time, as their 512 channels of pixels are more than the caches hold.
         """
         first, norm, act, second, last_act = self.output_upscaling
+        assert isinstance(first, nn.ConvTranspose2d) and isinstance(second, nn.ConvTranspose2d)
+        assert isinstance(norm, nn.GroupNorm | nn.LayerNorm)
         (expand, bias), (expand_again, bias_again) = (doubling(conv, image.dtype) for conv in (first, second))
         if over_all := isinstance(norm, nn.GroupNorm):
             image = linear(image, expand, bias)
@@ -164,6 +166,7 @@ def split_groups(dense: Tensor | None, groups: list[tuple[slice, slice]]) -> Seq
 
 def doubling(conv: nn.ConvTranspose2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """[4*C', C] and [4*C']: what makes the 2x2 pixels of `conv` out of one."""
+    assert conv.bias is not None
     return conv.weight.permute(2, 3, 1, 0).flatten(0, 2).to(dtype), conv.bias.repeat(4).to(dtype)
 
 

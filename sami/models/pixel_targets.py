@@ -1,4 +1,4 @@
-"""Teachers without weights: targets computed from the pixels of the image itself.
+"""Normalised pixels (MAE) and HOG (MaskFeat) as targets: teachers without weights.
 
 B images   H W pixels   p patch size   gh gw token grid, N = gh*gw   E target width
 """

@@ -1,4 +1,4 @@
-"""Points, boxes and masks as SAM's decoder wants them (arXiv:2304.02643, App. A).
+"""SAM's prompt encoder (arXiv:2304.02643, App. A): points, boxes and masks -> embeddings.
 
 B images   Q prompts per image   P points per prompt   S prompt tokens   C width   gh gw token grid, N = gh*gw
 """
@@ -6,37 +6,39 @@ B images   Q prompts per image   P points per prompt   S prompt tokens   C width
 import math
 
 import torch
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d  # pyright: ignore[reportPrivateImportUsage] # timm has no __all__
 from torch import Tensor, nn
 
-from sami.ops.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, PADDING, TOP_LEFT
+from sami.ops.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, PAD_LABEL, TOP_LEFT
 
 PATCH_SIZE = 16  # pixels per image token, in every SAM
 
 
 class RandomFourier(nn.Module):
-    """Places in the unit square as sines and cosines of random frequencies (arXiv:2006.10739)."""
+    """Positions in the unit square as sines and cosines of random frequencies (arXiv:2006.10739)."""
+
+    positional_encoding_gaussian_matrix: Tensor  # SAM's name
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, width // 2))
 
-    def forward(self, places: Tensor) -> Tensor:
+    def forward(self, positions: Tensor) -> Tensor:
         """[..., 2] (x, y) in [0, 1] -> [..., C]; never in half precision, which would move the points."""
         matrix = self.positional_encoding_gaussian_matrix
         dtype = torch.promote_types(matrix.dtype, torch.float32)
-        with torch.autocast(places.device.type, enabled=False):
-            angles = 2 * math.pi * ((2 * places.to(dtype) - 1) @ matrix.to(dtype))
+        with torch.autocast(positions.device.type, enabled=False):
+            angles = 2 * math.pi * ((2 * positions.to(dtype) - 1) @ matrix.to(dtype))
             return torch.cat([angles.sin(), angles.cos()], dim=-1).to(matrix.dtype)
 
 
 class PromptEncoder(nn.Module):
-    """Parameter names are those of SAM's released files.
+    """Prompts as tokens, and mask prompts as additions to the image; the parameter names of SAM's released files.
 
     SAM's: foreground and background points, boxes and masks, with one padding token beside points that come without a
-    box. EfficientSAM's: no background (such a point adds its place, but nothing says what it means) and no masks, and
-    prompts are filled up to six tokens with padding, whose place is that of a point at (-1, -1). Released, it drops
-    what exceeds six points; here all are used.
+    box. EfficientSAM's: no background (such a point adds its position, but nothing says what it means) and no masks,
+    and prompts are filled up to six tokens with padding at (-1, -1). Released, it drops what exceeds six points; here
+    all are used.
 
     Args:
         width: C.
@@ -64,7 +66,7 @@ class PromptEncoder(nn.Module):
             )
 
     def grid_positions(self, grid_size: tuple[int, int]) -> Tensor:
-        """[N, C]: the place of each image token, row by row."""
+        """[N, C]: the position of each image token, row by row."""
         device = self.not_a_point_embed.weight.device
         y, x = ((torch.arange(cells, device=device) + 0.5) / cells for cells in grid_size)
         return self.pe_layer(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1))
@@ -89,8 +91,8 @@ class PromptEncoder(nn.Module):
         """
         P = point_labels.shape[2]
         num_slots = max(P, 6) if self.variant == "efficient_sam" else P + (P > 0)
-        labels = nn.functional.pad(point_labels, (0, num_slots - P), value=PADDING)  # [B, Q, S]
-        given = labels != PADDING
+        labels = nn.functional.pad(point_labels, (0, num_slots - P), value=PAD_LABEL)  # [B, Q, S]
+        given = labels != PAD_LABEL
         if self.variant == "efficient_sam":
             wanted = 6 - given.sum(-1, keepdim=True)  # [B, Q, 1] padding tokens
         else:
@@ -103,7 +105,7 @@ class PromptEncoder(nn.Module):
         embeddings = self.pe_layer((coords + 0.5) / size)  # [B, Q, S, C]; pixel centres
         if self.variant == "sam":
             embeddings = embeddings * given.unsqueeze(-1)
-        kinds = {PADDING: self.not_a_point_embed, **{int(k): v for k, v in self.point_embeddings.items()}}
+        kinds = {PAD_LABEL: self.not_a_point_embed, **{int(k): v for k, v in self.point_embeddings.items()}}
         for label, embedding in kinds.items():
             embeddings = embeddings + embedding.weight[0] * (labels == label).unsqueeze(-1)
         return embeddings, token_mask

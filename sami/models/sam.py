@@ -1,4 +1,4 @@
-"""A promptable segmenter: image encoder, prompt encoder and mask decoder (arXiv:2304.02643, Sec. 3).
+"""Sam, a promptable segmenter: image encoder, prompt encoder and mask decoder (arXiv:2304.02643, Sec. 3).
 
 B images   H W model-input pixels   gh gw token grid, N = gh*gw   h w low-res mask, (4*gh, 4*gw)
 Q prompts (objects) per image   P points per prompt   K candidate masks per prompt
@@ -22,10 +22,10 @@ DECODERS = ("sam", "efficient_sam")
 
 
 class Sam(nn.Module):
-    """Image in, embedding out; embedding and prompts in, masks out. Called as segment-anything's `Sam` is.
+    """Images to embeddings, embeddings and prompts to masks, with the interface of segment-anything's `Sam`.
 
     Args:
-        image_encoder: [B, 3, H, W] -> [B, 256, gh, gw].
+        image_encoder: [B, 3, H, W] -> [B, 256, gh, gw], an `ImageEncoder` or timm's samvit.
         name: of the model, see `sami.models.build.build_sam`.
         image_size: pixels per side of the square that it was made for.
         resize_mode: how an image gets there: "pad", longest side and zeros to the right and below (SAM), or "stretch",
@@ -38,6 +38,7 @@ class Sam(nn.Module):
 
     mask_threshold: float = 0.0  # of logits
     image_format: str = "RGB"
+    image_encoder: Any  # a Module, which pyright believes to have tensors and modules only
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class Sam(nn.Module):
             raise ValueError(f"image_size={image_size}: give a multiple of {PATCH_SIZE} pixels")
         self.name, self.image_size, self.resize_mode, self.decoder = name, image_size, resize_mode, decoder
         self.image_encoder = image_encoder
-        image_encoder.img_size = image_size  # pyright: ignore[reportArgumentType] # code for segment-anything asks here
+        self.image_encoder.img_size = image_size  # code for segment-anything asks here
         self.prompt_encoder = PromptEncoder(variant=decoder)
         self.mask_decoder = MaskDecoder(variant=decoder)
 
@@ -85,13 +86,10 @@ class Sam(nn.Module):
                 image: [3, H, W] in 0 to 255, resized as `ResizeImage.apply_image` does.
                 original_size: (Ho, Wo) of the image.
                 point_coords, point_labels, boxes, mask_inputs: see `decode_prompts`; what is not there is left out.
-            multimask_output: K = 3 masks for ambiguous prompts, or K = 1.
+            multimask_output: see `decode`.
 
         Returns:
             For each image masks [Q, K, Ho, Wo] bool, iou_predictions [Q, K], low_res_logits [Q, K, 4*gh, 4*gw].
-
-        Raises:
-            ValueError: see `decode_prompts`.
         """
         images = torch.cat([self.preprocess(given["image"][None]) for given in batched_input])
         prepared = self.prepare(self.embed(images))
@@ -110,12 +108,7 @@ class Sam(nn.Module):
         return nn.functional.pad(x, (0, missing_columns, 0, missing_rows))
 
     def postprocess_masks(self, masks: Tensor, input_size: Sequence[int], original_size: Sequence[int]) -> Tensor:
-        """[Q, K, h, w] logits -> [Q, K, Ho, Wo] logits: padding cut off and resized, see `Frame.masks_to_original`.
-
-        Args:
-            input_size: (H, W) of the resized image.
-            original_size: (Ho, Wo) of the image.
-        """
+        """[Q, K, h, w] logits, (H, W), (Ho, Wo) -> [Q, K, Ho, Wo] logits, see `ImageFrame.masks_to_original`."""
         (H, W), (Ho, Wo), stretch = input_size, original_size, self.resize_mode == "stretch"
         return ImageFrame((Ho, Wo), (H, W), self.image_size, stretch=stretch).masks_to_original(masks)
 
@@ -130,14 +123,14 @@ class Sam(nn.Module):
 
     def prepare(self, image_embeddings: Tensor) -> PreparedImage:
         """[B, 256, gh, gw] -> what `decode` needs of the images, to be kept where they are prompted more than once."""
-        grid_size, encoder = tuple(image_embeddings.shape[2:]), self.prompt_encoder
+        (gh, gw), encoder = image_embeddings.shape[2:], self.prompt_encoder
         dtype, device = image_embeddings.dtype, image_embeddings.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)  # here once instead of in every product
         return PreparedImage(
             image_embeddings.flatten(2).transpose(1, 2).to(dtype).contiguous(),
-            encoder.grid_positions(grid_size).to(dtype),
-            grid_size=grid_size,
+            encoder.grid_positions((gh, gw)).to(dtype),
+            grid_size=(gh, gw),
             no_mask_embed=encoder.no_mask_embed.weight[0] if encoder.takes_masks else None,
         )
 
@@ -161,8 +154,7 @@ class Sam(nn.Module):
             multimask_output: K = 3 masks for ambiguous prompts, or K = 1.
 
         Returns:
-            low_res_masks: [B, Q, K, 4*gh, 4*gw] logits.
-            iou_predictions: [B, Q, K].
+            low_res_masks [B, Q, K, 4*gh, 4*gw], logits, and iou_predictions [B, Q, K].
 
         Raises:
             ValueError: a mask prompt for a model that takes none, or shapes that do not belong together.
@@ -195,10 +187,10 @@ class Sam(nn.Module):
             point_labels: [Q, P]: 1 foreground, 0 background, -1 none.
             boxes: [Q, 4] xyxy pixels, model frame.
             mask_input: [Q, 1, 4*gh, 4*gw] logits of an earlier call.
+            multimask_output: see `decode`.
 
         Returns:
-            low_res_masks: float [Q, K, 4*gh, 4*gw] logits.
-            iou_predictions: float [Q, K].
+            float low_res_masks [Q, K, 4*gh, 4*gw], logits, and iou_predictions [Q, K].
 
         Raises:
             ValueError: there is no prompt, or see `decode`.
@@ -238,6 +230,7 @@ class Decode(Protocol):
 
     def __call__(self, prompts: Prompts, mask_input: Tensor | None, *, multimask_output: bool) -> Candidates:
         """`mask_input` is [B, Q, h, w] logits. K is 3 with `multimask_output` and 1 without."""
+        ...
 
 
 def decode_with(model: Sam, image_embeddings: Tensor | PreparedImage) -> Decode:

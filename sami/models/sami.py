@@ -1,14 +1,15 @@
-"""SAMI (arXiv:2312.00863): masked-image pretraining against SAM's features; its cross-attention decoder, and MAE's.
+"""SAMI (arXiv:2312.00863): masked-image pretraining against SAM's features, with a cross-attention or MAE's decoder.
 
 B images   H W pixels   N tokens   V visible   M masked, V + M = N   D encoder width   C decoder width   E target width
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
+from timm.layers import Mlp  # pyright: ignore[reportPrivateImportUsage] # timm has no __all__
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -26,7 +27,9 @@ class SAMI(nn.Module):
         target_width: E, the teacher's width.
     """
 
-    def __init__(self, encoder: ViT, decoder: Callable[[int, tuple[int, int]], nn.Module], target_width: int) -> None:
+    def __init__(
+        self, encoder: ViT, decoder: Callable[[int, tuple[int, int]], "MaskedDecoder"], target_width: int
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder(encoder.embed_dim, encoder.grid_size)
@@ -41,14 +44,7 @@ class SAMI(nn.Module):
 
 
 class MaskedDecoder(nn.Module):
-    """What both decoders share: projection to width C, mask token, positions, and a norm at the end.
-
-    Args:
-        encoder_width: D.
-        grid_size: (gh, gw).
-        width: C.
-        parts: what a decoder has besides, by name.
-    """
+    """What both decoders share: projection to width C, mask token, positions, a norm at the end; besides, `parts`."""
 
     blocks: nn.ModuleList | nn.Sequential
 
@@ -87,17 +83,15 @@ class CrossAttentionDecoder(MaskedDecoder):
     - The class token is an anchor like any other, or it would learn nothing in the last encoder block.
 
     Args:
-        encoder_width: D.
-        grid_size: (gh, gw).
-        width: C.
-        depth: number of blocks.
-        num_heads: heads of each block.
+        encoder_width, grid_size, width, depth, num_heads: D, (gh, gw), C, number of blocks, heads of each.
         context: what keys and values come from. "all": encoder output and the current masked tokens (the paper's
             words). "encoder": encoder output alone, cheaper.
 
     Raises:
         ValueError: unknown `context`.
     """
+
+    anchor_norm: nn.LayerNorm
 
     def __init__(
         self,
@@ -153,15 +147,12 @@ class CrossAttentionBlock(nn.Module):
 
 
 class SelfAttentionDecoder(MaskedDecoder):
-    """MAE's decoder (arXiv:2111.06377): every token passes every block. The ablation of arXiv:2312.00863, Sec. 4.4.
-
-    Args: as of `CrossAttentionDecoder`.
-    """
+    """MAE's decoder (arXiv:2111.06377): every token passes every block. The ablation of arXiv:2312.00863, Sec. 4.4."""
 
     def __init__(
         self, encoder_width: int, grid_size: tuple[int, int], *, width: int = 512, depth: int = 8, num_heads: int = 16
     ) -> None:
-        norm_layer = partial(nn.LayerNorm, eps=1e-6)
+        norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)  # timm annotates a class, and takes what makes a norm
         blocks = [Block(width, num_heads, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth)]
         super().__init__(encoder_width, grid_size, width, blocks=nn.Sequential(*blocks))
 

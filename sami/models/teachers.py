@@ -5,7 +5,7 @@ E teacher width
 """
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sami.models.build import build_sam
 from sami.models.image_encoders.neck import EMBEDDING_WIDTH
 from sami.models.image_encoders.sam import SAM_PATCH_SIZE, fit_position_tables, load_sam
+from sami.models.sam import Sam
 from sami.models.timm_models import load_timm
 from sami.models.weights import build_random, weights_digest
 from sami.ops.resize import area_resize
@@ -33,8 +34,7 @@ class Statistics(NamedTuple):
 class Teacher(nn.Module):
     """What turns a batch into targets [B, N, E] on the student's grid, in image order. It never learns.
 
-    Subclasses set `width`, E, and implement `target`: image [B, 3, H, W], normalised with ImageNet's mean and
-    standard deviation (they are SAM's), to [B, N, E]. They may know the `statistics` of their targets beforehand.
+    Subclasses set `width`, E, and implement `target`. They may know the `statistics` of their targets beforehand.
 
     Args:
         patch_size: p, the student's: the grid is (H / p, W / p).
@@ -59,15 +59,15 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """batch["image"] [B, 3, H, W] -> [B, N, E], tokens in image order.
-
-        Raises:
-            ValueError: the image is not a whole number of the student's patches.
-        """
+        """batch["image"] [B, 3, H, W] -> [B, N, E], tokens in image order."""
         H, W = batch["image"].shape[-2:]
         if H % self.patch_size or W % self.patch_size:
             raise ValueError(f"an image of {H}x{W} pixels is not a whole number of patches of {self.patch_size} pixels")
         return self.target(batch["image"])
+
+    def target(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W], normalised with ImageNet's mean and deviation (they are SAM's) -> [B, N, E]."""
+        raise NotImplementedError
 
     def to_tokens(self, features: Tensor, image: Tensor) -> Tensor:
         """[B, E, h, w] -> [B, N, E] on the student's grid: area means, or bilinear where the map must grow."""
@@ -83,9 +83,9 @@ class SamTeacher(Teacher):
 
     The paper says "SAM ViT-H image encoder" and leaves the rest open; the defaults and their reasons:
 
-    - `input_size=None`, the student's crop as it is. Eq. (1) gives teacher and student the same N tokens, and 224
-      pixels are 14x14 patches, one attention window of SAM. SAM was trained at 1024: `input_size=1024` enlarges
-      the crop and averages the 64x64 map over the area of each student token, at about 25 times the cost.
+    - `input_size=None`, the student's crop as it is: Eq. (1) gives teacher and student the same N tokens. SAM was
+      trained at 1024: `input_size=1024` enlarges the crop and averages the 64x64 map over the area of each student
+      token, at about 25 times the cost.
     - `layer="neck"`: 256 channels, "the output of SAM image encoder" as SAM's own code returns it. "last_block" is
       the map before the neck, which the only public re-implementation chose.
     - Targets are not normalised: the text mentions none, and the neck ends in a LayerNorm.
@@ -104,6 +104,8 @@ class SamTeacher(Teacher):
             or of another model; in `forward`, the teacher's image is not a whole number of patches of 16.
         ConnectionError: the download failed.
     """
+
+    network: Any  # timm's samvit
 
     def __init__(
         self,
@@ -134,10 +136,8 @@ class SamTeacher(Teacher):
         view = image if self.input_size is None else resize_longest(image, self.input_size, multiple=SAM_PATCH_SIZE)
         H, W = view.shape[-2:]
         if H % SAM_PATCH_SIZE or W % SAM_PATCH_SIZE:
-            raise ValueError(
-                f"SAM cannot take an image of {H}x{W} pixels, its patches have {SAM_PATCH_SIZE}: "
-                f"set input_size to a multiple of {SAM_PATCH_SIZE}"
-            )
+            advice = f"set input_size to a multiple of {SAM_PATCH_SIZE}, the side of its patches"
+            raise ValueError(f"SAM cannot take an image of {H}x{W} pixels: {advice}")
         features = torch.func.functional_call(self.network, self.tables_for(view), (view,))  # [B, E, h, w]
         return self.to_tokens(features, image)
 
@@ -169,6 +169,10 @@ class TimmTeacher(Teacher):
         ConnectionError: the download failed.
     """
 
+    network: Any  # timm's
+    scale: Tensor  # [3, 1, 1]
+    shift: Tensor
+
     def __init__(self, name: str, weights: str = "hub", input_size: int | None = None, patch_size: int = 16) -> None:
         super().__init__(patch_size)
         self.name, self.input_size = name, input_size
@@ -199,12 +203,10 @@ class SegmenterTeacher(Teacher):
         checkpoint: a released file, or `segmenter.safetensors` of a run. None: always the same random weights.
         decoder: "sam" or "efficient_sam", see `Sam`.
         patch_size: the student's.
-
-    Raises:
-        ValueError: see `build_sam`.
     """
 
     width = EMBEDDING_WIDTH
+    sam: Sam
 
     def __init__(self, name: str, checkpoint: str | None, decoder: str = "sam", patch_size: int = 16) -> None:
         super().__init__(patch_size)

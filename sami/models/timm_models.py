@@ -32,14 +32,7 @@ def size_options(name: str, image_size: int | None) -> dict[str, Any]:
 
 
 def download_timm(name: str, *, option: str, **options: Any) -> nn.Module:
-    """timm's pretrained model.
-
-    Args:
-        option: the argument that was "hub", for the message.
-
-    Raises:
-        ConnectionError: the download failed.
-    """
+    """timm's pretrained model; see `download`."""
     return download(
         lambda: timm.create_model(name, pretrained=True, **options),
         advice=f"download model.safetensors from the page timm/{name} of huggingface.co",
@@ -52,7 +45,9 @@ def load_timm(name: str, weights: str, input_size: int | None) -> nn.Module:
     options: dict[str, Any] = {"num_classes": 0, **size_options(name, input_size)}
     if weights == "hub":
         return download_timm(name, option="weights", **options)
-    network = build_random(lambda: timm.create_model(name, **options), announce=name if weights == "random" else None)
+    network: Any = build_random(
+        lambda: timm.create_model(name, **options), announce=name if weights == "random" else None
+    )
     if weights != "random":
         classifier = network.pretrained_cfg.get("classifier") or ()
         prefixes = tuple(f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier))
@@ -63,11 +58,7 @@ def load_timm(name: str, weights: str, input_size: int | None) -> nn.Module:
 
 
 def build_timm_maps(name: str, *, image_size: int, drop_path: float = 0.0) -> nn.Module:
-    """timm's model of this name as a list of feature maps, with random weights.
-
-    Raises:
-        ValueError: there is no timm model of this name, or it gives no maps.
-    """
+    """timm's model of this name as a list of feature maps, with random weights; ValueError where it gives none."""
     options: dict[str, Any] = size_options(name, image_size) | ({"drop_path_rate": drop_path} if drop_path else {})
     try:
         return timm.create_model(name, features_only=True, **options)

@@ -45,12 +45,12 @@ class Attention(nn.Module):
 
 
 class TokenToImage(Attention):
-    """Tokens look at the image."""
+    """Cross-attention of prompt tokens to the image."""
 
     def project_image(self, image: Tensor, placed: Tensor) -> tuple[Tensor, Tensor]:
         """[B, N, C], the same with positions -> keys and values [B, h, N, d] for `forward_shared`."""
-        projections = ((self.k_proj, placed), (self.v_proj, image))
-        return tuple(self.heads(linear(source)).transpose(1, 2).contiguous() for linear, source in projections)
+        keys, values = self.heads(self.k_proj(placed)), self.heads(self.v_proj(image))
+        return keys.transpose(1, 2).contiguous(), values.transpose(1, 2).contiguous()
 
     def forward_shared(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[B, Q, T, C], [B, h, N, d] twice -> [B, Q, T, C], for an image that no prompt has changed."""
@@ -68,7 +68,7 @@ class TokenToImage(Attention):
 
 
 class ImageToToken(Attention):
-    """Image tokens look at the tokens of their prompt; with the residual connection."""
+    """Cross-attention of image tokens to the tokens of their prompt, with the residual connection."""
 
     def project_image(self, placed: Tensor) -> Tensor:
         """[B, N, C] with positions -> queries [B, h, d, N] for `forward_shared`."""

@@ -4,6 +4,9 @@ B images   Q prompts per image   b some of the B*Q prompts   T tokens of a promp
 h heads   d width of a head
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn
 
 from sami.models.two_way_attention import Attention, ImageToToken, TokenToImage
@@ -91,7 +94,8 @@ class PreparedImage:
         image = PreparedImage(self.tokens[rows], self.positions, grid_size=self.grid_size, no_mask_embed=None)
         image.start = self.start[rows]
         if self.first_layer is not None:
-            image.first_layer = tuple(part[rows] for part in self.first_layer)
+            keys, values, queries = self.first_layer
+            image.first_layer = keys[rows], values[rows], queries[rows]
         return image
 
 
@@ -100,6 +104,8 @@ class TwoWayTransformer(nn.Module):
 
     Prompts without masks: `start` for all of them, then `finish` for some at a time. Prompts with masks: `attend`.
     """
+
+    layers: Any  # a ModuleList of `TwoWayLayer`
 
     def __init__(
         self, *, depth: int = 2, width: int = 256, num_heads: int = 8, mlp_width: int = 2048, variant: str = "sam"
@@ -113,7 +119,8 @@ class TwoWayTransformer(nn.Module):
 
     def start(self, prompt: Tensor, token_mask: Tensor | None, image: PreparedImage) -> Tensor:
         """[B, Q, T, C], [B, Q, T] -> [B, Q, T, C]: the tokens before the image first looks at them."""
-        layer, flat = self.layers[0], prompt.flatten(0, 1)
+        flat = prompt.flatten(0, 1)
+        layer: TwoWayLayer = self.layers[0]
         tokens = layer.attend_tokens(flat, flat, None if token_mask is None else token_mask.flatten(0, 1))
         keys, values, _ = image.project(layer)
         update = layer.cross_attn_token_to_image.forward_shared(tokens.view_as(prompt) + prompt, keys, values)
@@ -123,7 +130,7 @@ class TwoWayTransformer(nn.Module):
         self, tokens: Tensor, prompt: Tensor, token_mask: Tensor | None, image: PreparedImage, images: slice
     ) -> tuple[Tensor, Tensor]:
         """What `start` gave for some prompts of some images -> their tokens [b, T, C] and image tokens [b, N, C]."""
-        layer = self.layers[0]
+        layer: TwoWayLayer = self.layers[0]
         queries = image.project(layer)[2][images]
         image_tokens = layer.cross_attn_image_to_token.forward_shared(
             image.start[images], queries, tokens + prompt, tokens, token_mask
@@ -139,7 +146,7 @@ class TwoWayTransformer(nn.Module):
         prompt: Tensor,
         token_mask: Tensor | None,
         positions: Tensor,
-        layers: nn.ModuleList,
+        layers: Sequence[TwoWayLayer],
     ) -> tuple[Tensor, Tensor]:
         """[b, T, C], [b, N, C], [b, T, C], [b, T] -> tokens [b, T, C], image tokens [b, N, C] after `layers`."""
         placed = image + positions

@@ -1,4 +1,4 @@
-"""The student: timm's plain ViT, taught to see any subset of its patches.
+"""Plain ViT (timm's) that encodes any subset of its patches: the student of masked-image pretraining.
 
 B images   H W pixels   p patch size   gh gw token grid, N = gh*gw   V visible tokens   D width
 """
@@ -31,6 +31,9 @@ class ViT(VisionTransformer):
     Raises:
         ValueError: unknown `size` or `pos_embed`, or `image_size` is not a multiple of `patch_size`.
     """
+
+    cls_token: nn.Parameter  # timm's ViTs may have none
+    pos_embed: nn.Parameter
 
     def __init__(self, size: str, *, image_size: int = 224, patch_size: int = 16, pos_embed: str = "sincos") -> None:
         if size not in SIZES:

@@ -14,21 +14,15 @@ from torch import Tensor
 def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whichever of the maps below the names call for; names that none of them knows stay as they are."""
     if any(name.startswith("image_encoder.blocks.") and ".mlp.lin1." in name for name in state_dict):
-        return sam_to_ours(state_dict)
+        encoder = {f"image_encoder.{name}": value for name, value in sam_image_encoder_to_timm(state_dict).items()}
+        return encoder | {name: value for name, value in state_dict.items() if not name.startswith("image_encoder.")}
     if any(name.startswith("image_encoder.patch_embed.seq.") for name in state_dict):
         return mobile_sam_to_ours(state_dict)
     if any(name.startswith("image_encoder.features.") for name in state_dict):
         return repvit_sam_to_ours(state_dict)
     if "prompt_encoder.invalid_points.weight" in state_dict:
-        return efficient_sam_to_ours(state_dict)
+        return {efficient_name(name): value for name, value in state_dict.items()}
     return dict(state_dict)
-
-
-def sam_to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Segment Anything (`sam_vit_b_01ec64.pth`): the image encoder has other names in timm."""
-    encoder = {f"image_encoder.{name}": value for name, value in sam_image_encoder_to_timm(state_dict).items()}
-    rest = {name: value for name, value in state_dict.items() if not name.startswith("image_encoder.")}
-    return encoder | rest
 
 
 def sam_image_encoder_to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -68,15 +62,15 @@ def repvit_sam_to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefix = "image_encoder.features."
     numbers = sorted({int(name.split(".")[2]) for name in state_dict if name.startswith(prefix)})
     halving = {number for number in numbers if f"{prefix}{number}.token_mixer.2.c.weight" in state_dict}
-    places, stage, block = {0: "stem."}, 0, 0
+    prefixes, stage, block = {0: "stem."}, 0, 0
     for number in numbers[1:]:
         if number in halving:
-            places[number] = f"stages.{stage}.downsample."
+            prefixes[number] = f"stages.{stage}.downsample."
         elif number + 1 in halving:
             stage, block = stage + 1, 0
-            places[number] = f"stages.{stage}.downsample.pre_block."
+            prefixes[number] = f"stages.{stage}.downsample.pre_block."
         else:
-            places[number] = f"stages.{stage}.blocks.{block}."
+            prefixes[number] = f"stages.{stage}.blocks.{block}."
             block += 1
 
     def rename(name: str) -> str:
@@ -90,7 +84,7 @@ def repvit_sam_to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # two convolutions, and an activation between them
         rest = re.sub(r"^(|channel_mixer\.|ffn\.)0\.", r"\1conv1.", rest)
         rest = re.sub(r"^(|channel_mixer\.|ffn\.)2\.", r"\1conv2.", rest)
-        return f"image_encoder.{places[int(number)]}{rest}"
+        return f"image_encoder.{prefixes[int(number)]}{rest}"
 
     return {rename(name): value for name, value in state_dict.items()}
 
@@ -109,22 +103,12 @@ EFFICIENT_SAM = (  # pattern of a name, what it becomes; the first that matches
 )
 
 
-def efficient_sam_to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """EfficientSAM (`efficient_sam_vitt.pt`): image encoder as it is, the parts of the decoder have other names."""
-    return {efficient_name(name): value for name, value in state_dict.items()}
-
-
 def efficient_name(name: str) -> str:
-    """See `EFFICIENT_SAM`."""
+    """EfficientSAM (`efficient_sam_vitt.pt`): image encoder as it is, the parts of the decoder have other names."""
     for pattern, new in EFFICIENT_SAM:
         if re.match(pattern, name):
             return re.sub(pattern, new, name, count=1)
     return name
-
-
-def decoder_only(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Ours -> prompt encoder and mask decoder alone."""
-    return {name: value for name, value in state_dict.items() if name.startswith(("prompt_encoder.", "mask_decoder."))}
 
 
 def backbone_only(state_dict: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
@@ -144,10 +128,7 @@ def vit_to_efficient_sam(state_dict: Mapping[str, Tensor], grid_size: tuple[int,
     """A plain ViT of SAMI, MAE or timm -> `EfficientSAMEncoder` without neck.
 
     Class token, final norm, classifier and MAE's decoder are left out; EfficientSAM has none of them. The position
-    table is resized (bicubic) to `grid_size` where it has another one.
-
-    Raises:
-        ValueError: the position table belongs to no square grid.
+    table is resized (bicubic) to `grid_size` where it has another one; ValueError where its own is no square.
     """
     dropped = ("cls_token", "mask_token", "norm.", "fc_norm.", "head.", "decoder")
     kept = {name: value for name, value in state_dict.items() if not name.startswith(dropped)}

@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from sami.files import whole_file
 
+Network = TypeVar("Network", bound=nn.Module)
 SHOWN = 4  # names of each kind in an error message
 
 
@@ -55,12 +57,9 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
-    """Load every entry into `module`, and leave none of its own as it was.
+    """Load every entry into `module`, and leave none of its own as it was; `source` is for the message.
 
     A module on the meta device takes the tensors of `state_dict` as they are, in its own dtype, without a copy.
-
-    Args:
-        source: where the state dict came from, for the message.
 
     Raises:
         ValueError: names are missing or left over, or shapes differ; nothing has been loaded then.
@@ -83,15 +82,12 @@ def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], *, source
     module.load_state_dict(state_dict, assign=on_meta)
 
 
-def download(build: Callable[[], nn.Module], *, advice: str, option: str) -> nn.Module:
-    """What `build` returns; whatever stops its download becomes one error that says what to do instead.
+def download(build: Callable[[], Network], *, advice: str, option: str) -> Network:
+    """What `build` returns; whatever stops its download becomes a ConnectionError that says what to do instead.
 
     Args:
         advice: what to fetch by hand.
         option: the argument that was "hub" and can be a path.
-
-    Raises:
-        ConnectionError: the weights could not be fetched.
     """
     try:
         return build()
@@ -103,7 +99,7 @@ def download(build: Callable[[], nn.Module], *, advice: str, option: str) -> nn.
         ) from error
 
 
-def build_random(build: Callable[[], nn.Module], *, announce: str | None) -> nn.Module:
+def build_random(build: Callable[[], Network], *, announce: str | None) -> Network:
     """What `build` returns, initialised from a fixed seed that leaves the global one alone.
 
     Args:

@@ -1,4 +1,4 @@
-"""Boxes from masks.
+"""Bounding boxes of masks.
 
 A box is (x0, y0, x1, y1), its edges in pixels: that of the single pixel in column 3, row 5 is (3, 5, 4, 6), as COCO's.
 """

@@ -28,7 +28,8 @@ def infers_on_cpu(*tensors: Tensor) -> bool:
     return (
         all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16) for tensor in tensors)
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        and not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage] # torch.jit has no __all__
+        and not torch.compiler.is_compiling()
     )
 
 

@@ -1,4 +1,4 @@
-"""From an image to the model's square and back; nothing else changes frames.
+"""Resizing and padding of images, points and masks to the model's square input, and back.
 
 Ho Wo original pixels   H W the image's pixels in the square   S the square's side   h w low-res mask
 """
@@ -27,18 +27,10 @@ class ImageFrame:
     image_size: int
     stretch: bool
 
-    def scale(self, coords: Tensor) -> Tensor:
-        """[2] (x, y) model pixels per original pixel, for `coords`."""
-        (Ho, Wo), (H, W) = self.original_size, self.input_size
-        return torch.tensor([W / Wo, H / Ho], dtype=coords.dtype, device=coords.device)
-
     def to_model(self, coords: Tensor) -> Tensor:
         """[..., 2] (x, y) pixels of the image -> of the square."""
-        return coords * self.scale(coords)
-
-    def to_original(self, coords: Tensor) -> Tensor:
-        """[..., 2] (x, y) pixels of the square -> of the image."""
-        return coords / self.scale(coords)
+        (Ho, Wo), (H, W) = self.original_size, self.input_size
+        return coords * torch.tensor([W / Wo, H / Ho], dtype=coords.dtype, device=coords.device)
 
     def resize(self, image: Tensor) -> Tensor:
         """uint8 [B, 3, Ho, Wo] -> [B, 3, H, W]: uint8, or float in 0 to 255 where it is stretched.
@@ -86,11 +78,13 @@ def frame_of(original_size: tuple[int, int], image_size: int, *, resize_mode: st
 
 def longest_side_frame(original_size: tuple[int, int], image_size: int) -> ImageFrame:
     """The image's longest side fills the square's; sides are rounded, and never to nothing."""
-    scale = image_size / max(original_size)
-    H, W = (max(int(side * scale + 0.5), 1) for side in original_size)
-    return ImageFrame(tuple(original_size), (H, W), image_size, stretch=False)
+    Ho, Wo = original_size
+    scale = image_size / max(Ho, Wo)
+    H, W = (max(int(side * scale + 0.5), 1) for side in (Ho, Wo))
+    return ImageFrame((Ho, Wo), (H, W), image_size, stretch=False)
 
 
 def stretch_frame(original_size: tuple[int, int], image_size: int) -> ImageFrame:
     """Stretch: both sides of the image are resized on their own, so that they fill the square."""
-    return ImageFrame(tuple(original_size), (image_size, image_size), image_size, stretch=True)
+    Ho, Wo = original_size
+    return ImageFrame((Ho, Wo), (image_size, image_size), image_size, stretch=True)

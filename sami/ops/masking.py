@@ -1,4 +1,4 @@
-"""Which tokens the encoder sees, and back into image order.
+"""Random masking of patch tokens as in MAE: split into visible and masked ones, merged back; patchify.
 
 B images   N tokens   V visible   M masked, V + M = N   D width   p patch size   gh gw token grid, N = gh*gw
 """
@@ -39,10 +39,7 @@ def split_by_noise(noise: Tensor, mask_ratio: float) -> MaskSplit:
 
     Args:
         noise: [B, N] one independent uniform number per token.
-        mask_ratio: fraction hidden.
-
-    Raises:
-        ValueError: see `num_visible_tokens`.
+        mask_ratio: fraction hidden, see `num_visible_tokens`.
     """
     num_keep = num_visible_tokens(noise.shape[1], mask_ratio)
     ids_shuffle = noise.argsort(dim=1, stable=True)  # [B, N], stable: equal numbers must not depend on the device
@@ -61,11 +58,7 @@ def merge_tokens(visible: Tensor, masked: Tensor, split: MaskSplit) -> Tensor:
 
 
 def patchify(image: Tensor, patch_size: int) -> Tensor:
-    """[B, C, H, W] -> [B, N, p*p*C]: patches in row-major image order, channels last within a patch, as in MAE.
-
-    Raises:
-        ValueError: the image is not a whole number of patches.
-    """
+    """[B, C, H, W] -> [B, N, p*p*C]: patches in row-major image order, channels last within a patch, as in MAE."""
     B, C, H, W = image.shape
     p = patch_size
     if H % p or W % p:

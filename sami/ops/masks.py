@@ -1,7 +1,9 @@
-"""Masks as shapes: another size, overlap, distance to their edge, innermost pixel.
+"""Masks: resizing, IoU, distance transform, innermost pixel.
 
 H W pixels   h w pixels of low-resolution masks
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +12,12 @@ from torch import Tensor
 from sami.ops.boxes import mask_to_box
 
 
-def enlarge(low_res_masks: Tensor, size: tuple[int, int]) -> Tensor:
+def enlarge(low_res_masks: Tensor, size: Sequence[int]) -> Tensor:
     """[..., h, w] -> [..., H, W], bilinear."""
     if low_res_masks.shape[-2:] == tuple(size):
         return low_res_masks
     flat = low_res_masks.reshape(1, -1, *low_res_masks.shape[-2:])
-    enlarged = F.interpolate(flat, size=tuple(size), mode="bilinear", align_corners=False)
+    enlarged = F.interpolate(flat, size=list(size), mode="bilinear", align_corners=False)
     return enlarged.reshape(*low_res_masks.shape[:-2], *size)
 
 

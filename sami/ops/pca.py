@@ -1,4 +1,4 @@
-"""Principal components of features, and features as colours.
+"""Principal component analysis (PCA) of features, and features as RGB colours.
 
 T tokens   E channels   k components   B images   N tokens   gh gw token grid   H W pixels
 """

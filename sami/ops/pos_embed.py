@@ -1,4 +1,4 @@
-"""The fixed position table of a token grid.
+"""Fixed 2-D sin-cos position embedding of a token grid.
 
 gh gw token grid, N = gh*gw   D width   T leading tokens that have no place in the grid (the class token)
 """
@@ -12,9 +12,6 @@ def sincos_pos_embed(grid_size: tuple[int, int], width: int, *, num_prefix_token
 
     The first half of the channels encodes x, the second y; each half is sines, then cosines, at wavelengths
     from 2*pi to 10000*2*pi patches.
-
-    Raises:
-        ValueError: `width` is not a multiple of 4.
     """
     if width % 4:
         raise ValueError(f"width={width}: a 2-D sin-cos table needs a multiple of 4")

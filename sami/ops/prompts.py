@@ -1,4 +1,4 @@
-"""Prompts made from masks: clicks and boxes, each a function of a mask and of uniform numbers that are handed in.
+"""Point and box prompts sampled from masks, each a function of a mask and of uniform numbers that are handed in.
 
 Clicks and boxes are both points with labels. A click is the (x, y) of a pixel; the corners of a box are edges, so that
 the box of the single pixel in column 3, row 5 is (3, 5), (4, 6). All are in the frame of the masks; `scale_prompts`
@@ -10,6 +10,7 @@ B images   Q prompts (objects) per image   P points per prompt   H W pixels of t
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sami.ops.boxes import mask_to_box
@@ -17,7 +18,7 @@ from sami.ops.masks import innermost_pixel
 
 FOREGROUND, BACKGROUND = 1, 0
 TOP_LEFT, BOTTOM_RIGHT = 2, 3
-PADDING = -1
+PAD_LABEL = -1
 
 Prompts = tuple[Tensor, Tensor]  # point_coords [B, Q, P, 2] (x, y) pixels, point_labels [B, Q, P]
 
@@ -47,13 +48,13 @@ def uniform_clicks(masks: Tensor, noise: Tensor) -> Prompts:
         noise: [B, Q, P] uniform in [0, 1).
     """
     coords, found = sample_pixels(masks, noise)
-    return coords, torch.where(found, FOREGROUND, PADDING).unsqueeze(-1).expand(coords.shape[:-1])
+    return coords, torch.where(found, FOREGROUND, PAD_LABEL).unsqueeze(-1).expand(coords.shape[:-1])
 
 
 def central_click(masks: Tensor) -> Prompts:
     """One foreground click on the pixel farthest from the edge of the mask (arXiv:2304.02643, App. D.1)."""
     coords, depth = innermost_pixel(masks)
-    return coords.unsqueeze(2), torch.where(depth > 0, FOREGROUND, PADDING).unsqueeze(-1)
+    return coords.unsqueeze(2), torch.where(depth > 0, FOREGROUND, PAD_LABEL).unsqueeze(-1)
 
 
 def random_correction(prediction: Tensor, masks: Tensor, noise: Tensor) -> Prompts:
@@ -71,7 +72,7 @@ def random_correction(prediction: Tensor, masks: Tensor, noise: Tensor) -> Promp
     x, y = coords.long().unbind(-1)  # [B, Q, 1]
     missed = masks.flatten(2).gather(2, y * masks.shape[-1] + x)
     labels = torch.where(missed, FOREGROUND, BACKGROUND)
-    return coords, torch.where(found.unsqueeze(-1), labels, PADDING)
+    return coords, torch.where(found.unsqueeze(-1), labels, PAD_LABEL)
 
 
 def central_correction(prediction: Tensor, masks: Tensor) -> Prompts:
@@ -86,14 +87,14 @@ def central_correction(prediction: Tensor, masks: Tensor) -> Prompts:
     coords = torch.where(more.unsqueeze(-1), missed, excess)
     labels = torch.where(more, FOREGROUND, BACKGROUND)
     found = torch.maximum(missed_depth, excess_depth) > 0
-    return coords.unsqueeze(2), torch.where(found, labels, PADDING).unsqueeze(-1)
+    return coords.unsqueeze(2), torch.where(found, labels, PAD_LABEL).unsqueeze(-1)
 
 
 def tight_box(masks: Tensor) -> Prompts:
     """The corners of the tightest box around each mask: [B, Q, 2, 2]; padding for an empty mask."""
     boxes = mask_to_box(masks)
     labels = torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=masks.device).expand(*boxes.shape[:2], 2)
-    return boxes.unflatten(-1, (2, 2)), torch.where(masks.flatten(2).any(-1, keepdim=True), labels, PADDING)
+    return boxes.unflatten(-1, (2, 2)), torch.where(masks.flatten(2).any(-1, keepdim=True), labels, PAD_LABEL)
 
 
 def noisy_box(
@@ -135,7 +136,8 @@ def use_multimask(decoder: str, *, num_clicks: int, has_box: bool) -> bool:
 def choose_prompts(first: Prompts, second: Prompts, take_first: Tensor) -> Prompts:
     """For each object ([B, Q] bool) one prompt or the other, the shorter ones padded."""
     most = max(first[1].shape[2], second[1].shape[2])
-    (coords, labels), (others, other_labels) = (pad_points(*prompts, num_points=most) for prompts in (first, second))
+    coords, others = (F.pad(points, (0, 0, 0, most - points.shape[2])) for points, _ in (first, second))
+    labels, other_labels = (F.pad(given, (0, most - given.shape[2]), value=PAD_LABEL) for _, given in (first, second))
     chosen = take_first.unsqueeze(-1)
     return torch.where(chosen.unsqueeze(-1), coords, others), torch.where(chosen, labels, other_labels)
 
@@ -153,13 +155,6 @@ def join_box(point_coords: Tensor | None, point_labels: Tensor | None, boxes: Te
 def add_clicks(prompts: Prompts, more: Prompts) -> Prompts:
     """The points of both: [..., P, 2], [..., P', 2] -> P + P' points."""
     return torch.cat([prompts[0], more[0]], dim=-2), torch.cat([prompts[1], more[1]], dim=-1)
-
-
-def pad_points(point_coords: Tensor, point_labels: Tensor, *, num_points: int) -> Prompts:
-    """Padding behind the points of each prompt, up to `num_points`."""
-    missing = num_points - point_labels.shape[-1]
-    coords = torch.nn.functional.pad(point_coords, (0, 0, 0, missing))
-    return coords, torch.nn.functional.pad(point_labels, (0, missing), value=PADDING)
 
 
 def scale_prompts(prompts: Prompts, factor: float) -> Prompts:

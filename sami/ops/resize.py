@@ -1,4 +1,4 @@
-"""Feature maps from one grid to another.
+"""Area resizing of feature maps from one grid to another, fractions of cells included.
 
 B images   C channels   h w grid given   gh gw grid asked for
 """

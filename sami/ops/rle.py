@@ -1,4 +1,4 @@
-"""COCO's run-length code of masks: the lengths of runs of 0 and 1 in turn, down one column after another.
+"""COCO's run-length encoding (RLE) of masks: lengths of runs of 0 and 1 in turn, down one column after another.
 
 The compressed form writes each length in groups of five bits, and from the fourth on the difference from the length
 two before, which is that of the last run of the same kind.
@@ -27,13 +27,13 @@ def counts_from_string(text: bytes | str) -> Tensor:
         raise ValueError("the run-length code is cut short")
     number = last.cumsum(0) - last.long()  # [groups] which value a group belongs to
     first = torch.cat([last.new_ones(1), last[:-1]])
-    place = torch.arange(len(codes)) - torch.arange(len(codes))[first][number]  # of the group in its value
-    if place.max() > 11:
+    position = torch.arange(len(codes)) - torch.arange(len(codes))[first][number]  # of the group in its value
+    if position.max() > 11:
         raise ValueError("the run-length code holds a number of more than 60 bits")
     values = torch.zeros(int(number[-1]) + 1, dtype=torch.int64)
-    values.index_add_(0, number, (codes & 31) << (5 * place))
+    values.index_add_(0, number, (codes & 31) << (5 * position))
     negative = codes[last] >= 16
-    values -= negative.long() << (5 * (place[last] + 1))
+    values -= negative.long() << (5 * (position[last] + 1))
     values[1::2] = values[1::2].cumsum(0)
     values[2::2] = values[2::2].cumsum(0)
     if len(values) and values.min() < 0:
@@ -59,7 +59,7 @@ def counts_to_string(counts: Tensor) -> bytes:
     return bytes(torch.stack(groups, dim=1)[torch.stack(more, dim=1)].byte().tolist())
 
 
-def encode_mask(mask: Tensor) -> Tensor:
+def mask_to_rle(mask: Tensor) -> Tensor:
     """[H, W] bool -> [n] int64 run lengths; the first is of zeros, 0 where the mask begins with a one."""
     pixels = mask.bool().T.reshape(-1)
     if not len(pixels):
@@ -69,12 +69,8 @@ def encode_mask(mask: Tensor) -> Tensor:
     return torch.cat([start, changes, changes.new_tensor([len(pixels)])]).diff()
 
 
-def decode_mask(counts: Tensor, size: tuple[int, int]) -> Tensor:
-    """[n] run lengths -> [H, W] bool.
-
-    Raises:
-        ValueError: the runs do not add up to H*W.
-    """
+def rle_to_mask(counts: Tensor, size: tuple[int, int]) -> Tensor:
+    """[n] run lengths -> [H, W] bool; see `check_counts`."""
     check_counts(counts, size)
     kind = torch.arange(len(counts)) % 2 == 1
     return kind.repeat_interleave(counts).reshape(size[1], size[0]).T
@@ -84,6 +80,13 @@ def check_counts(counts: Tensor, size: tuple[int, int]) -> None:
     """Raises ValueError where [n] run lengths do not add up to H*W."""
     if int(counts.sum()) != size[0] * size[1]:
         raise ValueError(f"runs of {int(counts.sum())} pixels in a mask of {size[0]}x{size[1]}")
+
+
+def runs_of_ones(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """[n] run lengths -> where each run of ones starts and stops, down the columns; empty runs are left out."""
+    ends = counts.cumsum(0)
+    starts, stops = ends[0::2][: len(ends) // 2], ends[1::2]
+    return starts[stops > starts], stops[stops > starts]
 
 
 Window = tuple[int, int, int, int]  # (top, left, height, width) in pixels
@@ -101,10 +104,8 @@ def counts_to_box(counts: Tensor, size: tuple[int, int], window: Window | None =
         window: where pixels count. The box stays in the frame of the mask.
     """
     H = size[0]
-    ends = counts.cumsum(0)
-    starts, stops = ends[0::2][: len(ends) // 2], ends[1::2]  # of the runs of ones
-    filled = stops > starts
-    starts, last = starts[filled], stops[filled] - 1
+    starts, stops = runs_of_ones(counts)
+    last = stops - 1
     (left, right), (top, bottom) = (starts // H, last // H), (starts % H, last % H + 1)
     one, none, full = left == right, torch.zeros_like(top), torch.full_like(top, H)
     x0, x1 = torch.cat([left, left + 1, right]), torch.cat([left + 1, right, right + 1])
@@ -139,8 +140,8 @@ def mask_coverage(
 ) -> Tensor:
     """[h, w] float32: the fraction of each cell of another grid that the mask covers, without decoding it.
 
-    The number of ones before a place in the runs is linear between run ends, so that of a piece of a column between two
-    fractional heights is a difference of two look-ups. Work grows with the mask's box, not with the image.
+    The number of ones before a position in the runs is linear between run ends, so that of a piece of a column between
+    two fractional heights is a difference of two look-ups. Work grows with the mask's box, not with the image.
 
     Args:
         counts: [n] run lengths that add up to H*W.
@@ -151,12 +152,9 @@ def mask_coverage(
     """
     H = size[0]
     coverage = torch.zeros(len(rows) - 1, len(columns) - 1)
-    ends = counts.cumsum(0)
-    starts, stops = ends[0::2][: len(ends) // 2], ends[1::2]  # of the runs of ones
-    filled = stops > starts
-    if not filled.any():
+    starts, stops = runs_of_ones(counts)
+    if not len(starts):
         return coverage
-    starts, stops = starts[filled], stops[filled]
     left, right = int(starts[0]) // H, (int(stops[-1]) - 1) // H + 1  # columns that the mask touches
     within = bool((starts // H == (stops - 1) // H).all())  # no run goes on in the next column
     top, bottom = (int((starts % H).min()), int(((stops - 1) % H).max()) + 1) if within else (0, H)
@@ -166,11 +164,12 @@ def mask_coverage(
         return coverage
     row, column, height, width = window or (0, 0, *size)
     heights = rows[first : last + 1].double().clamp(row, row + height)  # [k + 1]
-    places = (torch.arange(left, right).unsqueeze(1) * H + heights).flatten()  # [(right - left) * (k + 1)]
-    run = torch.searchsorted(ends.double(), places, right=True).clamp(max=len(ends) - 1)
+    positions = (torch.arange(left, right).unsqueeze(1) * H + heights).flatten()  # [(right - left) * (k + 1)]
+    ends = counts.cumsum(0)
+    run = torch.searchsorted(ends.double(), positions, right=True).clamp(max=len(ends) - 1)
     length = torch.where(torch.arange(len(counts)) % 2 == 1, counts, 0)
     before, begin = (length.cumsum(0) - length).double(), (ends - counts).double()
-    ones = before[run] + (places - begin[run]) * (run % 2)
+    ones = before[run] + (positions - begin[run]) * (run % 2)
     covered = ones.unflatten(0, (right - left, -1)).diff(dim=1)  # [columns, k] pixels of each column in each row
     total = torch.cat([covered.new_zeros(1, covered.shape[1]), covered.cumsum(0)])  # to the left of each column
     borders = columns.double().clamp(column, column + width).clamp(left, right) - left  # [w + 1]

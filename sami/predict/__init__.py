@@ -1,1 +1,1 @@
-"""Segmenting images without a trainer."""
+"""Inference: masks of images from point, box and mask prompts."""

@@ -1,4 +1,4 @@
-"""A person's image, in whatever form it comes, as RGB pixels."""
+"""Read images: files, numpy arrays and Pillow's images as RGB uint8 pixels."""
 
 from pathlib import Path
 

@@ -3,7 +3,7 @@
 Q objects   Ho Wo pixels of the image
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -19,8 +19,8 @@ def draw_masks(
     image: np.ndarray,
     masks: np.ndarray,
     *,
-    point_coords: np.ndarray | None = None,
-    point_labels: np.ndarray | None = None,
+    point_coords: Iterable[Sequence[float]] = (),
+    point_labels: Iterable[int] = (),
     boxes: Sequence[Sequence[float]] = (),
 ) -> Image.Image:
     """A copy of the image with each mask in a colour of its own, outlined, and the prompts on top.
@@ -37,15 +37,14 @@ def draw_masks(
         color = np.array(COLORS[number % len(COLORS)], dtype=np.float32)
         pixels[mask] = (1 - OPACITY) * pixels[mask] + OPACITY * color
         pixels[outline(mask)] = color
-    picture = Image.fromarray(pixels.round().astype(np.uint8))
-    draw, thick = ImageDraw.Draw(picture), max(round(max(picture.size) / 400), 1)
+    drawn = Image.fromarray(pixels.round().astype(np.uint8))
+    draw, thick = ImageDraw.Draw(drawn), max(round(max(drawn.size) / 400), 1)
     for number, box in enumerate(boxes):
         draw.rectangle(tuple(float(edge) for edge in box), outline=COLORS[number % len(COLORS)], width=thick)
-    if point_coords is not None:
-        for (x, y), label in zip(np.asarray(point_coords, float), point_labels, strict=True):
-            disc = (x - 3 * thick, y - 3 * thick, x + 3 * thick, y + 3 * thick)
-            draw.ellipse(disc, fill=INSIDE if label == FOREGROUND else OUTSIDE, outline=EDGE, width=thick)
-    return picture
+    for (x, y), label in zip(point_coords, point_labels, strict=True):
+        disc = (x - 3 * thick, y - 3 * thick, x + 3 * thick, y + 3 * thick)
+        draw.ellipse(disc, fill=INSIDE if label == FOREGROUND else OUTSIDE, outline=EDGE, width=thick)
+    return drawn
 
 
 def outline(mask: np.ndarray) -> np.ndarray:

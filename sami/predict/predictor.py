@@ -1,4 +1,4 @@
-"""Point at something in an image and get its mask.
+"""SamPredictor: masks from points, boxes and masks, with the interface of segment-anything.
 
 B images   Q prompts (objects) per image   P points per prompt   K candidate masks   Ho Wo original pixels   h w low-res
 mask, a quarter of the model's square
@@ -19,7 +19,7 @@ from sami.predict.image import rgb_pixels
 from sami.predict.prompts import Prompt, each_object, read_prompt, stack_prompts
 from sami.predict.transform import ResizeImage
 
-Picture = np.ndarray | Image.Image
+ImageLike = np.ndarray | Image.Image
 Result = tuple[np.ndarray, np.ndarray, np.ndarray]  # masks, iou_predictions, low_res_masks
 IMAGES_AT_ONCE = 4  # through the image encoder
 MASK_PIXELS = 2**26  # of full-size logits at a time
@@ -52,25 +52,13 @@ class SamPredictor:
         """Whether there is something to prompt."""
         return self.features is not None
 
-    def set_image(self, image: Picture, image_format: str = "RGB") -> None:
-        """Embeds an image for `predict`.
-
-        Args:
-            image: uint8 [Ho, Wo, 3]. Grey, RGBA and 16-bit arrays and Pillow's images are converted.
-            image_format: order of the channels, "RGB" or "BGR".
-
-        Raises:
-            ValueError: see `rgb_pixels`.
-        """
+    def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
+        """Embeds an image for `predict`, uint8 [Ho, Wo, 3] or what else `rgb_pixels` takes."""
         self.set_image_batch([image], image_format)
 
     @torch.no_grad()
-    def set_image_batch(self, image_list: Sequence[Picture], image_format: str = "RGB") -> None:
-        """Embeds images of any sizes for `predict_batch`.
-
-        Raises:
-            ValueError: see `rgb_pixels`, or there is none.
-        """
+    def set_image_batch(self, image_list: Sequence[ImageLike], image_format: str = "RGB") -> None:
+        """Embeds images of any sizes for `predict_batch`; see `set_image`."""
         if len(image_list) == 0:
             raise ValueError("no images: give at least one")
         images = [torch.tensor(rgb_pixels(image, image_format=image_format)) for image in image_list]
@@ -85,9 +73,6 @@ class SamPredictor:
         Args:
             transformed_image: [1, 3, H, W] in 0 to 255, as `transform.apply_image` gives it; RGB.
             original_image_size: (Ho, Wo) of the image.
-
-        Raises:
-            ValueError: the shape is not what `transform.apply_image` makes of such an image.
         """
         frame = self.transform.frame(original_image_size)
         if tuple(transformed_image.shape[1:]) != (3, *frame.input_size):
@@ -104,22 +89,20 @@ class SamPredictor:
     @property
     def original_size(self) -> tuple[int, int]:
         """(Ho, Wo) of the first image."""
-        self.require_image()
+        self.get_image_embedding()
         return self.frames[0].original_size
 
     @property
     def input_size(self) -> tuple[int, int]:
         """(H, W) of the first image in the model's square."""
-        self.require_image()
+        self.get_image_embedding()
         return self.frames[0].input_size
 
     def get_image_embedding(self) -> Tensor:
-        """[B, 256, gh, gw].
-
-        Raises:
-            ValueError: no image was set.
-        """
-        return self.require_image()
+        """[B, 256, gh, gw]; ValueError where no image is set."""
+        if self.features is None:
+            raise ValueError("no image is set: call set_image or set_image_batch first")
+        return self.features
 
     def predict(
         self,
@@ -148,11 +131,11 @@ class SamPredictor:
         Raises:
             ValueError: no image was set, or several, or see `read_prompt`.
         """
-        self.require_image()
+        self.get_image_embedding()
         if len(self.frames) > 1:
             raise ValueError(f"predict is for one image, and {len(self.frames)} are set: use predict_batch")
         prompt = self.read_prompt(0, point_coords, point_labels, box, mask_input)
-        results = self.decode([[prompt]], multimask_output=multimask_output, return_logits=return_logits)
+        results = self.predict_prompts([[prompt]], multimask_output=multimask_output, return_logits=return_logits)
         masks, iou_predictions, low_res_masks = results[0]
         return masks[0], iou_predictions[0], low_res_masks[0]
 
@@ -172,17 +155,15 @@ class SamPredictor:
         different Q, none at all included.
 
         Returns:
-            masks: per image [Q, K, Ho, Wo] bool, or logits.
-            iou_predictions: per image [Q, K].
-            low_res_masks: per image [Q, K, h, w].
+            masks, iou_predictions and low_res_masks as of `predict`, for each image with a first dimension Q.
 
         Raises:
             ValueError: no image was set, the arguments have different lengths, or see `read_prompt`.
         """
-        self.require_image()
+        self.get_image_embedding()
         asked = each_object(len(self.frames), point_coords_batch, point_labels_batch, box_batch, mask_input_batch)
         prompts = [[self.read_prompt(image, *given) for given in objects] for image, objects in enumerate(asked)]
-        results = self.decode(prompts, multimask_output=multimask_output, return_logits=return_logits)
+        results = self.predict_prompts(prompts, multimask_output=multimask_output, return_logits=return_logits)
         masks, iou_predictions, low_res_masks = zip(*results, strict=True)
         return list(masks), list(iou_predictions), list(low_res_masks)
 
@@ -198,34 +179,21 @@ class SamPredictor:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`predict` for Q objects of the first image at once, in tensors and in the model's frame, unchecked.
 
-        Args:
-            point_coords: [Q, P, 2] (x, y) pixels, model frame: see `transform`.
-            point_labels: [Q, P] 1, 0, or -1 for none.
-            boxes: [Q, 4] xyxy pixels, model frame.
-            mask_input: [Q, 1, h, w] logits.
+        Arguments as of `Sam.decode_prompts`; `transform` brings points and boxes into the model's frame.
 
         Returns:
-            [Q, K, Ho, Wo] bool or logits, [Q, K], [Q, K, h, w].
-
-        Raises:
-            ValueError: no image was set, or there is no prompt.
+            masks [Q, K, Ho, Wo] bool or logits, iou_predictions [Q, K], low_res_masks [Q, K, h, w].
         """
-        self.require_image()
+        self.get_image_embedding()
         low_res_masks, iou_predictions = self.model.decode_prompts(
             self.images([0]), point_coords, point_labels, boxes, mask_input, multimask_output=multimask_output
         )
         masks = self.to_original(low_res_masks, self.frames[0], return_logits=return_logits)
         return masks, iou_predictions, low_res_masks
 
-    def require_image(self) -> Tensor:
-        """[B, 256, gh, gw], see `get_image_embedding`."""
-        if self.features is None:
-            raise ValueError("no image is set: call set_image or set_image_batch first")
-        return self.features
-
     def images(self, rows: list[int]) -> PreparedImage:
         """What the decoder needs of some of the images."""
-        prepared = self.prepared or self.model.prepare(self.require_image())
+        prepared = self.prepared or self.model.prepare(self.get_image_embedding())
         self.prepared = prepared
         return prepared if len(rows) == len(self.frames) else prepared.take(rows)
 
@@ -234,7 +202,7 @@ class SamPredictor:
         return read_prompt(self.frames[image], *given, takes_background=self.model.prompt_encoder.takes_background)
 
     @torch.no_grad()
-    def decode(
+    def predict_prompts(
         self, prompts: Sequence[Sequence[Prompt]], *, multimask_output: bool, return_logits: bool
     ) -> list[Result]:
         """The result of each image; those with as many prompts as another are decoded with it."""

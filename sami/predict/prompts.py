@@ -1,4 +1,4 @@
-"""What a person gives as prompts, checked and brought into the model's frame.
+"""Points, boxes and masks given as prompts, checked and brought into the model's frame.
 
 Q prompts (objects) per image   P points per prompt   h w low-res mask
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sami.ops.frames import ImageFrame
-from sami.ops.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, PADDING, TOP_LEFT
+from sami.ops.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, PAD_LABEL, TOP_LEFT
 
 
 class Prompt(NamedTuple):
@@ -60,19 +60,13 @@ def read_prompt(
     if mask is not None and mask.ndim == 3 and len(mask) == 1:
         mask = mask[0]
     if mask is not None and mask.ndim != 2:
-        raise ValueError(
-            f"mask_input is {list(mask.shape)}: give [1, h, w], one of the low_res_masks of an earlier call"
-        )
+        raise ValueError(f"mask_input is {list(mask.shape)}: give [1, h, w] of the low_res_masks of an earlier call")
     points = torch.cat(coords) if coords else torch.zeros(0, 2)
     return Prompt(frame.to_model(points), torch.cat(labels) if labels else torch.zeros(0).long(), mask)
 
 
 def each_object(num_images: int, *batches: Sequence | None) -> list[list[list]]:
-    """Per image and object its points, labels, box and mask prompt, out of the arguments of `predict_batch`.
-
-    Raises:
-        ValueError: they have different lengths.
-    """
+    """Per image and object its points, labels, box and mask prompt, out of the arguments of `predict_batch`."""
     for name, batch in zip(("point_coords", "point_labels", "box", "mask_input"), batches, strict=True):
         if batch is not None and len(batch) != num_images:
             raise ValueError(f"{name}_batch has {len(batch)} entries for {num_images} images")
@@ -112,7 +106,7 @@ def check_labels(point_labels: np.ndarray, num_points: int, *, takes_background:
     return labels.long()
 
 
-def check_box(box: np.ndarray, frame: ImageFrame) -> Tensor:
+def check_box(box: np.ndarray | Tensor, frame: ImageFrame) -> Tensor:
     """[4] float; see `read_prompt`."""
     corners = as_floats(box, "box")
     if corners.shape == (1, 4):
@@ -140,14 +134,10 @@ def as_floats(values: object, name: str) -> Tensor:
 
 
 def stack_prompts(prompts: Sequence[Sequence[Prompt]], device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """B images x Q prompts -> point_coords [B, Q, P, 2], point_labels [B, Q, P], mask_input [B, Q, h, w] or None.
-
-    Raises:
-        ValueError: mask prompts of different sizes, or for some objects only.
-    """
+    """B images x Q prompts -> point_coords [B, Q, P, 2], point_labels [B, Q, P], mask_input [B, Q, h, w] or None."""
     flat = [prompt for of_image in prompts for prompt in of_image]
     shape, P = (len(prompts), len(prompts[0])), max((len(prompt.labels) for prompt in flat), default=0)
-    coords, labels = torch.zeros(len(flat), P, 2), torch.full((len(flat), P), PADDING)
+    coords, labels = torch.zeros(len(flat), P, 2), torch.full((len(flat), P), PAD_LABEL)
     for row, prompt in enumerate(flat):
         coords[row, : len(prompt.labels)], labels[row, : len(prompt.labels)] = prompt.coords, prompt.labels
     masks = [prompt.mask for prompt in flat if prompt.mask is not None]

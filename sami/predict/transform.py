@@ -33,11 +33,7 @@ class ResizeImage:
         return frame_of((Ho, Wo), self.target_length, resize_mode=self.resize_mode)
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        """RGB uint8 [Ho, Wo, 3] -> [H, W, 3]: uint8, or float32 in 0 to 255 where it is stretched; see `Frame.resize`.
-
-        Raises:
-            ValueError: see `rgb_pixels`.
-        """
+        """RGB uint8 [Ho, Wo, 3] -> [H, W, 3]: uint8, or float32 in 0 to 255 where it is stretched."""
         pixels = torch.from_numpy(rgb_pixels(image)).permute(2, 0, 1).unsqueeze(0)
         return self.apply_image_torch(pixels)[0].permute(1, 2, 0).contiguous().numpy()
 

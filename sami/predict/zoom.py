@@ -1,4 +1,4 @@
-"""Masks of what lies in boxes, each box looked at on its own.
+"""Box prompts at full resolution: each box is segmented in a window around it, for small objects in large images.
 
 The model's square shows an image of 4,000 pixels four times smaller, and of an object of 40 pixels ten. A window around
 the box shows what the image has of it. The price is one pass of the image encoder for each box.
@@ -15,7 +15,7 @@ from sami.models.sam import Sam
 from sami.ops.frames import stretch_frame
 from sami.ops.rle import Window
 from sami.predict.image import rgb_pixels
-from sami.predict.predictor import IMAGES_AT_ONCE, Picture, SamPredictor
+from sami.predict.predictor import IMAGES_AT_ONCE, ImageLike, SamPredictor
 from sami.predict.prompts import as_floats, check_box
 
 ZOOM = 2.0  # sides of a window in longer sides of the box in it
@@ -23,7 +23,7 @@ MOST_ZOOM = 8  # a window's side is at least this part of the model's square: ma
 
 
 def predict_zoomed(
-    model: Sam, image: Picture, boxes: Sequence, *, multimask_output: bool = True, image_format: str = "RGB"
+    model: Sam, image: ImageLike, boxes: Sequence, *, multimask_output: bool = True, image_format: str = "RGB"
 ) -> tuple[np.ndarray, np.ndarray]:
     """The masks of each box, from a window around it: see `window_around`; nothing is found outside of that.
 

@@ -14,7 +14,7 @@ from sami.data.sources.base import AnnotatedImage, MaskSource
 from sami.data.sources.masks import Sa1bFolder, open_mask_source
 from sami.data.square import FrameSpec
 from sami.ops.boxes import mask_to_box
-from sami.ops.rle import encode_mask
+from sami.ops.rle import mask_to_rle
 
 OPTIONS = {
     **{"image_size": 64, "mask_size": None, "resize_mode": "pad", "num_masks": 4, "num_val_masks": 2, "max_area": 0.9},
@@ -222,7 +222,7 @@ def test_coco_polygons_become_masks(tmp_path) -> None:
     source = open_mask_source(str(write_coco(tmp_path, 9)))
     batch = train_set(source, num_masks=4, flip=0, image_size=64, mask_size=64, resize_mode="pad").__getitems__([0, 1])
     assert batch["object_valid"].sum(1).tolist() == [3, 3]
-    sizes = {int(encode_mask(mask)[1::2].sum()) for mask in batch["masks"][0]}
+    sizes = {int(mask_to_rle(mask)[1::2].sum()) for mask in batch["masks"][0]}
     assert len(sizes) == 3 and min(sizes) > 50
 
 

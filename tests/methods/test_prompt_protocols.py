@@ -6,7 +6,7 @@ import torch
 from sami.methods.prompt_protocols import PointsProtocol, SamProtocol
 from sami.models.sam import most_confident
 from sami.ops.boxes import mask_to_box
-from sami.ops.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, PADDING, TOP_LEFT
+from sami.ops.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, PAD_LABEL, TOP_LEFT
 
 B, Q, S, SIDE = 2, 40, 16, 64
 
@@ -49,8 +49,8 @@ def test_the_papers_eleven_iterations() -> None:
     assert [label.shape[2] for label in labels] == [2, *range(3, 12), 11]  # nothing is added for the last
     assert [question[3] for question in decode.questions] == [True] + 10 * [False]
     new = labels[-1][..., 2:]  # [B, Q, 9]: one of them is the round without a click
-    assert ((new == PADDING).sum(-1) == 1).all()
-    assert len(set((new == PADDING).int().argmax(-1).flatten().tolist())) == 9  # each round is somebody's
+    assert ((new == PAD_LABEL).sum(-1) == 1).all()
+    assert len(set((new == PAD_LABEL).int().argmax(-1).flatten().tolist())) == 9  # each round is somebody's
     assert torch.equal(labels[-1], labels[-2])
 
 
@@ -62,7 +62,7 @@ def test_first_prompt_is_a_click_or_a_noisy_box_with_equal_chance() -> None:
     assert mask_input is None and multimask
     is_click = labels[..., 0] == FOREGROUND
     assert torch.equal(is_click, noise[..., 0] < 0.5) and 0.35 < is_click.float().mean() < 0.65
-    assert (labels[is_click][:, 1] == PADDING).all()
+    assert (labels[is_click][:, 1] == PAD_LABEL).all()
     assert (labels[~is_click] == torch.tensor([TOP_LEFT, BOTTOM_RIGHT])).all()
     cell = ((coords[..., 0, :] + 0.5) * S / SIDE).floor().long()  # of the click, in the masks
     inside = masks.flatten(2).gather(2, (cell[..., 1] * S + cell[..., 0]).clamp(0, S * S - 1).unsqueeze(-1))[..., 0]
@@ -110,7 +110,7 @@ def test_no_click_where_nothing_is_wrong() -> None:
     masks, noise = scene()
     decode = Recorder(right_from=0, masks=masks)
     list(SamProtocol(num_clicks=2, num_refinements=0).iterations(decode, masks, noise, image_size=SIDE))
-    assert (decode.questions[-1][1][..., 2:] == PADDING).all()
+    assert (decode.questions[-1][1][..., 2:] == PAD_LABEL).all()
 
 
 def test_clicks_of_different_rounds_are_drawn_anew() -> None:
@@ -132,7 +132,7 @@ def test_points_protocol_asks_once_with_foreground_only() -> None:
     counts = (labels == FOREGROUND).sum(-1)
     assert set(counts[is_click].tolist()) == {1, 2, 3, 4, 5, 6} and not (labels == BACKGROUND).any()
     assert (labels[~is_click][:, :2] == torch.tensor([TOP_LEFT, BOTTOM_RIGHT])).all()
-    assert (labels[~is_click][:, 2:] == PADDING).all()
+    assert (labels[~is_click][:, 2:] == PAD_LABEL).all()
 
 
 @pytest.mark.parametrize("protocol", [SamProtocol(num_clicks=0, num_refinements=0), PointsProtocol(max_points=3)])

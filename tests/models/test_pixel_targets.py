@@ -7,12 +7,12 @@ import torch
 from sami.models.pixel_targets import HogTeacher, PixelTeacher
 
 
-def photo(H: int = 224, W: int = 224, B: int = 1) -> torch.Tensor:
+def random_image(H: int = 224, W: int = 224, B: int = 1) -> torch.Tensor:
     return torch.randn(B, 3, H, W, generator=torch.Generator().manual_seed(0))
 
 
 def test_pixels_against_numpy():
-    image = photo(B=2)
+    image = random_image(B=2)
     target = PixelTeacher()({"image": image}).numpy()
     for b, row, column in [(0, 0, 0), (1, 3, 11), (1, 13, 13)]:
         patch = image[b, :, row * 16 : row * 16 + 16, column * 16 : column * 16 + 16].numpy().transpose(1, 2, 0)
@@ -38,7 +38,7 @@ def slow_hog(image: np.ndarray, num_bins: int, cell: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("num_bins", "cell"), [(9, 8), (4, 16), (9, 4)])
 def test_hog_against_loops(num_bins, cell):
-    image = photo(32, 48)
+    image = random_image(32, 48)
     image[0, 1, :16] *= torch.arange(48) % 2  # strictly vertical edges too
     target = HogTeacher(16, num_bins, cell)({"image": image})[0].numpy()
     cells, side = slow_hog(image[0].double().numpy(), num_bins, cell), 16 // cell
@@ -48,7 +48,7 @@ def test_hog_against_loops(num_bins, cell):
 
 
 def test_hog_invariances():
-    teacher, image = HogTeacher(), photo()
+    teacher, image = HogTeacher(), random_image()
     target = teacher({"image": image})
     scale, shift = torch.tensor([0.2, 3.0, 1.5]).reshape(3, 1, 1), torch.tensor([1.0, -2.0, 0.5]).reshape(3, 1, 1)
     torch.testing.assert_close(teacher({"image": image * scale + shift}), target, rtol=0, atol=1e-4)

@@ -49,13 +49,13 @@ def timms_own(sam: SamTeacher) -> nn.Module:
     return network
 
 
-def photo(H: int = 224, W: int = 224, B: int = 1) -> torch.Tensor:
+def random_image(H: int = 224, W: int = 224, B: int = 1) -> torch.Tensor:
     return torch.randn(B, 3, H, W, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("size", [(224, 224), (160, 224)])
 def test_sam_equals_timms_own_forward(sam, size):
-    image = photo(*size)
+    image = random_image(*size)
     with torch.no_grad():
         expected = timms_own(sam)(image).flatten(2).transpose(1, 2)
     features = sam({"image": image})
@@ -65,7 +65,7 @@ def test_sam_equals_timms_own_forward(sam, size):
 
 
 def test_sam_in_groups_is_sam_at_once(sam):
-    images = photo(64, 64, B=3)
+    images = random_image(64, 64, B=3)
     together, in_groups = sam({"image": images}), sam_like(sam, max_batch=2)({"image": images})
     torch.testing.assert_close(in_groups, together, rtol=0, atol=1e-5)
 
@@ -76,27 +76,27 @@ def test_sam_has_sams_epsilon(sam):
 
 
 def test_sam_tables_follow_the_dtype(sam, monkeypatch):
-    tables = sam.tables_for(photo())
+    tables = sam.tables_for(random_image())
     assert tables["pos_embed"].shape == (1, 14, 14, 768)
     assert tables["blocks.2.attn.rel_pos_h"].shape == (27, 64)
     assert "blocks.0.attn.rel_pos_h" not in tables
     monkeypatch.setattr(sam.network.pos_embed, "data", sam.network.pos_embed.data.double())
-    assert sam.tables_for(photo())["pos_embed"].dtype == torch.float64
+    assert sam.tables_for(random_image())["pos_embed"].dtype == torch.float64
 
 
 def test_sam_last_block_comes_before_the_neck(sam):
     weights = sam.network.state_dict()
     before = SamTeacher("sam_vit_b", weights="random", layer="last_block")
     before.network.load_state_dict({name: value for name, value in weights.items() if not name.startswith("neck.")})
-    features = before({"image": photo()})
+    features = before({"image": random_image()})
     assert features.shape == (1, 196, 768) and before.width == 768
     with torch.no_grad():
         neck = sam.network.neck(features.transpose(1, 2).reshape(1, 768, 14, 14))
-    torch.testing.assert_close(neck.flatten(2).transpose(1, 2), sam({"image": photo()}), rtol=0, atol=1e-5)
+    torch.testing.assert_close(neck.flatten(2).transpose(1, 2), sam({"image": random_image()}), rtol=0, atol=1e-5)
 
 
 def test_sam_input_size_enlarges_and_averages_back(sam):
-    image = photo(112, 112)
+    image = random_image(112, 112)
     features = sam_like(sam, input_size=160)({"image": image})
     with torch.no_grad():
         large = timms_own(sam)(F.interpolate(image, (160, 160), mode="bilinear"))  # 10x10
@@ -104,16 +104,16 @@ def test_sam_input_size_enlarges_and_averages_back(sam):
 
 
 def test_sam_serves_students_of_another_patch_size(sam):
-    assert sam_like(sam, patch_size=32)({"image": photo()}).shape == (1, 49, 256)
-    assert sam_like(sam, patch_size=14)({"image": photo()}).shape == (1, 256, 256)
+    assert sam_like(sam, patch_size=32)({"image": random_image()}).shape == (1, 49, 256)
+    assert sam_like(sam, patch_size=14)({"image": random_image()}).shape == (1, 256, 256)
     with pytest.raises(ValueError, match="SAM cannot take an image of 210x210"):
-        sam_like(sam, patch_size=14)({"image": photo(210, 210)})
-    assert sam_like(sam, patch_size=14, input_size=160)({"image": photo(210, 210)}).shape == (1, 225, 256)
+        sam_like(sam, patch_size=14)({"image": random_image(210, 210)})
+    assert sam_like(sam, patch_size=14, input_size=160)({"image": random_image(210, 210)}).shape == (1, 225, 256)
 
 
 def test_a_map_that_must_grow_grows_without_steps():
     features = torch.rand(1, 3, 4, 6)
-    grown = PixelTeacher().to_tokens(features, photo(160, 160)).transpose(1, 2).reshape(1, 3, 10, 10)
+    grown = PixelTeacher().to_tokens(features, random_image(160, 160)).transpose(1, 2).reshape(1, 3, 10, 10)
     torch.testing.assert_close(grown, F.interpolate(features, (10, 10), mode="bilinear"))
 
 
@@ -172,13 +172,13 @@ def test_sam_without_network_names_the_file(monkeypatch):
 )
 def test_timm_models_reach_the_students_grid(name, width):
     teacher = TimmTeacher(name, weights="random")
-    features = teacher({"image": photo(B=2)})
+    features = teacher({"image": random_image(B=2)})
     assert teacher.width == width and features.shape == (2, 196, width)
 
 
 def test_timm_tokens_without_prefix_in_image_order():
     teacher = TimmTeacher("vit_small_patch14_reg4_dinov2", weights="random", patch_size=14)
-    image = photo(154, 182)
+    image = random_image(154, 182)
     with torch.no_grad():
         tokens = teacher.network.forward_features(image)  # its mean and std are ImageNet's
     assert tokens.shape == (1, 5 + 11 * 13, 384)
@@ -188,8 +188,8 @@ def test_timm_tokens_without_prefix_in_image_order():
 def test_timm_nhwc_maps():
     teacher = TimmTeacher("swin_tiny_patch4_window7_224", weights="random", patch_size=32)
     with torch.no_grad():
-        expected = teacher.network.forward_features(photo()).flatten(1, 2)  # [1, 7, 7, 768]
-    torch.testing.assert_close(teacher({"image": photo()}), expected, rtol=0, atol=1e-5)
+        expected = teacher.network.forward_features(random_image()).flatten(1, 2)  # [1, 7, 7, 768]
+    torch.testing.assert_close(teacher({"image": random_image()}), expected, rtol=0, atol=1e-5)
 
 
 def test_timm_sees_its_own_normalisation(monkeypatch):
@@ -207,9 +207,9 @@ def test_timm_sees_its_own_normalisation(monkeypatch):
 
 def test_timm_input_size():
     fixed = TimmTeacher("mixer_s16_224", weights="random", input_size=160)
-    assert fixed({"image": photo(192, 192)}).shape == (1, 144, 512)
+    assert fixed({"image": random_image(192, 192)}).shape == (1, 144, 512)
     with pytest.raises(ValueError, match=r"dinov2 cannot take an image of 256x256.*input_size"):
-        TimmTeacher("vit_small_patch14_dinov2", weights="random")({"image": photo(256, 256)})
+        TimmTeacher("vit_small_patch14_dinov2", weights="random")({"image": random_image(256, 256)})
 
 
 def test_timm_files_with_and_without_classifier(tmp_path):
@@ -245,7 +245,7 @@ def test_teachers_never_train(sam):
         holder = nn.ModuleDict({"teacher": teacher}).train()
         assert holder.training and not any(module.training for module in teacher.modules())
         assert not any(parameter.requires_grad for parameter in teacher.parameters())
-        image = photo().requires_grad_()
+        image = random_image().requires_grad_()
         features = teacher({"image": image})
         assert not features.requires_grad and not features.is_inference()
 
@@ -253,7 +253,7 @@ def test_teachers_never_train(sam):
 def test_tokens_lie_where_the_picture_changes(sam):
     """Noise in one quadrant changes its tokens most, in every teacher."""
     black, marked = torch.zeros(1, 3, 224, 224), torch.zeros(1, 3, 224, 224)
-    marked[:, :, :112, 112:] = photo()[:, :, :112, 112:]  # top right
+    marked[:, :, :112, 112:] = random_image()[:, :, :112, 112:]  # top right
     for teacher in [*small_teachers(), sam]:
         change = (teacher({"image": marked}) - teacher({"image": black})).norm(dim=-1).reshape(14, 14)
         quadrants = change.reshape(2, 7, 2, 7).mean((1, 3))
@@ -263,6 +263,6 @@ def test_tokens_lie_where_the_picture_changes(sam):
 
 def test_other_sizes_and_sizes_that_do_not_divide():
     for teacher in small_teachers():
-        assert teacher({"image": photo(160, 256)}).shape == (1, 160, teacher.width)
+        assert teacher({"image": random_image(160, 256)}).shape == (1, 160, teacher.width)
         with pytest.raises(ValueError, match=r"230x224.*patches of 16"):
-            teacher({"image": photo(230, 224)})
+            teacher({"image": random_image(230, 224)})

@@ -6,7 +6,7 @@ from sami.ops.prompts import (
     BACKGROUND,
     BOTTOM_RIGHT,
     FOREGROUND,
-    PADDING,
+    PAD_LABEL,
     TOP_LEFT,
     add_clicks,
     central_click,
@@ -60,7 +60,7 @@ def test_clicks_in_a_mask() -> None:
     for coords, labels in (uniform_clicks(masks, torch.rand(B, Q, 3)), central_click(masks)):
         assert coords.shape == (*labels.shape, 2)
         assert at(masks, coords)[labels == FOREGROUND].all()
-        assert (labels[-1, -1] == PADDING).all() and (labels == FOREGROUND).sum() == (B * Q - 1) * labels.shape[-1]
+        assert (labels[-1, -1] == PAD_LABEL).all() and (labels == FOREGROUND).sum() == (B * Q - 1) * labels.shape[-1]
 
 
 @pytest.mark.parametrize("kind", ["random", "central"])
@@ -75,7 +75,7 @@ def test_next_click_is_inside_the_error_region_and_its_label_says_which(kind: st
             coords, labels = central_correction(prediction, masks)
         assert coords.shape == (B, Q, 1, 2) and labels.shape == (B, Q, 1)
         right = (prediction == masks).flatten(2).all(-1, keepdim=True)
-        assert torch.equal(labels == PADDING, right) and right[0, 0]
+        assert torch.equal(labels == PAD_LABEL, right) and right[0, 0]
         assert at(masks & ~prediction, coords)[labels == FOREGROUND].all()
         assert at(prediction & ~masks, coords)[labels == BACKGROUND].all()
         assert {FOREGROUND, BACKGROUND} <= set(labels.flatten().tolist())
@@ -94,7 +94,7 @@ def test_box_noise_is_bounded_and_inside() -> None:
     boxes = mask_to_box(masks).unflatten(-1, (2, 2))
     coords, labels = tight_box(masks)
     assert torch.equal(coords, boxes) and labels[0, 0].tolist() == [TOP_LEFT, BOTTOM_RIGHT]
-    assert (labels[-1, -1] == PADDING).all()
+    assert (labels[-1, -1] == PAD_LABEL).all()
     exact, _ = noisy_box(masks, torch.full((B, Q, 4), 0.5))
     torch.testing.assert_close(exact, boxes)
     for noise in (torch.zeros(B, Q, 4), torch.ones(B, Q, 4), torch.rand(B, Q, 4)):
@@ -102,7 +102,7 @@ def test_box_noise_is_bounded_and_inside() -> None:
         assert ((coords - boxes).abs() <= 3 + 1e-5).all()
         assert (coords >= 0).all() and (coords <= torch.tensor([W, H])).all()
         corners, _ = noisy_box(masks, noise)
-        assert (corners[:, :, 0] < corners[:, :, 1])[labels[..., 0] != PADDING].all()
+        assert (corners[:, :, 0] < corners[:, :, 1])[labels[..., 0] != PAD_LABEL].all()
 
 
 def test_a_box_that_is_known_better_than_the_masks_cells() -> None:
@@ -130,7 +130,7 @@ def test_choose_and_add() -> None:
     take = torch.rand(B, Q) < 0.5
     take[0, :2] = torch.tensor([True, False])
     coords, labels = choose_prompts(click, box, take)
-    assert labels[0, 0].tolist() == [FOREGROUND, PADDING] and labels[0, 1].tolist() == [TOP_LEFT, BOTTOM_RIGHT]
+    assert labels[0, 0].tolist() == [FOREGROUND, PAD_LABEL] and labels[0, 1].tolist() == [TOP_LEFT, BOTTOM_RIGHT]
     assert torch.equal(coords[0, 0, :1], click[0][0, 0]) and torch.equal(coords[0, 1], box[0][0, 1])
     more = add_clicks((coords, labels), click)
     assert more[0].shape == (B, Q, 3, 2) and torch.equal(more[1][..., 2:], click[1])

@@ -7,10 +7,10 @@ from sami.ops.rle import (
     counts_from_string,
     counts_to_box,
     counts_to_string,
-    decode_mask,
-    encode_mask,
     mask_cells,
     mask_coverage,
+    mask_to_rle,
+    rle_to_mask,
 )
 
 SIZES = [(1, 1), (1, 7), (9, 1), (5, 5), (64, 37), (120, 250)]
@@ -34,8 +34,8 @@ def random_masks(size: tuple[int, int]) -> list[torch.Tensor]:
 @pytest.mark.parametrize("size", SIZES)
 def test_decode_inverts_encode(size) -> None:
     for mask in random_masks(size):
-        counts = encode_mask(mask)
-        assert torch.equal(decode_mask(counts, size), mask)
+        counts = mask_to_rle(mask)
+        assert torch.equal(rle_to_mask(counts, size), mask)
         assert torch.equal(counts_from_string(counts_to_string(counts)), counts)
         assert int(counts.sum()) == mask.numel() and (counts[1:] > 0).all()
 
@@ -44,7 +44,7 @@ def test_decode_inverts_encode(size) -> None:
 def test_the_box_of_run_lengths_is_that_of_the_pixels_in_the_window(size) -> None:
     rng = torch.Generator().manual_seed(3)
     for mask in random_masks(size):
-        counts = encode_mask(mask)
+        counts = mask_to_rle(mask)
         assert torch.equal(counts_to_box(counts, size), mask_to_box(mask))
         for _ in range(6):
             (top, bottom), (left, right) = (torch.randint(0, side + 1, (2,), generator=rng).sort()[0] for side in size)
@@ -59,9 +59,9 @@ def test_every_bit_is_pycocotools(size) -> None:
     coco = pytest.importorskip("pycocotools.mask")
     for mask in random_masks(size):
         theirs = coco.encode(mask.numpy().astype("uint8").copy(order="F"))
-        assert counts_to_string(encode_mask(mask)) == theirs["counts"]
-        assert torch.equal(decode_mask(counts_from_string(theirs["counts"]), size), mask)
-        uncompressed = coco.frPyObjects({"size": list(size), "counts": encode_mask(mask).tolist()}, *size)
+        assert counts_to_string(mask_to_rle(mask)) == theirs["counts"]
+        assert torch.equal(rle_to_mask(counts_from_string(theirs["counts"]), size), mask)
+        uncompressed = coco.frPyObjects({"size": list(size), "counts": mask_to_rle(mask).tolist()}, *size)
         assert uncompressed["counts"] == theirs["counts"]
 
 
@@ -84,7 +84,7 @@ def test_a_damaged_code_is_an_error(text: str, message: str) -> None:
 
 def test_runs_of_another_size_are_an_error() -> None:
     with pytest.raises(ValueError, match="runs of 12 pixels in a mask of 3x5"):
-        decode_mask(torch.tensor([4, 8]), (3, 5))
+        rle_to_mask(torch.tensor([4, 8]), (3, 5))
 
 
 @pytest.mark.parametrize("size", [(5, 5), (64, 37), (120, 250)])
@@ -94,21 +94,21 @@ def test_coverage_is_the_mean_over_the_area_of_each_cell(size, cells) -> None:
     weights = [overlap_weights(side, n).double() for n, side in zip(cells, size, strict=True)]
     for mask in random_masks(size):
         expected = (weights[0] @ mask.double() @ weights[1].T).float()
-        torch.testing.assert_close(mask_coverage(encode_mask(mask), size, rows, columns), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(mask_coverage(mask_to_rle(mask), size, rows, columns), expected, rtol=0, atol=1e-5)
 
 
 def test_coverage_on_its_own_grid_is_the_mask_and_falling_borders_mirror_it() -> None:
     for mask in random_masks((33, 21)):
         rows, columns = torch.arange(34.0), torch.arange(22.0)
-        assert torch.equal(mask_coverage(encode_mask(mask), (33, 21), rows, columns), mask.float())
-        mirrored = mask_coverage(encode_mask(mask), (33, 21), rows, 21 - columns)
+        assert torch.equal(mask_coverage(mask_to_rle(mask), (33, 21), rows, columns), mask.float())
+        mirrored = mask_coverage(mask_to_rle(mask), (33, 21), rows, 21 - columns)
         assert torch.equal(mirrored, mask.flip(1).float())
 
 
 def test_nothing_covers_what_lies_beyond_the_mask() -> None:
     """A frame with padding to the right and below: the border cell counts its padded part as uncovered."""
     mask = torch.ones(6, 4, dtype=torch.bool)
-    coverage = mask_coverage(encode_mask(mask), (6, 4), torch.arange(5) * 2.0, torch.arange(5) * 1.6)
+    coverage = mask_coverage(mask_to_rle(mask), (6, 4), torch.arange(5) * 2.0, torch.arange(5) * 1.6)
     assert torch.allclose(coverage[0], torch.tensor([1, 1, 0.5, 0])) and (coverage[3] == 0).all()
 
 
@@ -120,8 +120,8 @@ def test_nothing_counts_outside_of_a_window(mirrored) -> None:
     for mask in random_masks(size):
         inside = torch.zeros_like(mask)
         inside[top : top + height, left : left + width] = mask[top : top + height, left : left + width]
-        found = mask_coverage(encode_mask(mask), size, rows, columns, (top, left, height, width))
-        torch.testing.assert_close(found, mask_coverage(encode_mask(inside), size, rows, columns))
+        found = mask_coverage(mask_to_rle(mask), size, rows, columns, (top, left, height, width))
+        torch.testing.assert_close(found, mask_coverage(mask_to_rle(inside), size, rows, columns))
 
 
 def test_cells_of_masks_that_fill_none() -> None:
@@ -131,7 +131,7 @@ def test_cells_of_masks_that_fill_none() -> None:
     masks[1, 9, 9] = True  # a pixel
     masks[2, 2:3, 1:15] = True  # a line through four cells
     masks[3, 7:9, 7:8] = True  # half in one cell, half in another
-    cells = torch.stack([mask_cells(encode_mask(mask), (16, 16), borders, borders) for mask in masks])
+    cells = torch.stack([mask_cells(mask_to_rle(mask), (16, 16), borders, borders) for mask in masks])
     assert cells.dtype == torch.bool
     assert [found.nonzero().tolist() for found in cells] == [
         [[1, 0], [1, 1], [1, 2]], [[2, 2]], [[0, 0], [0, 1], [0, 2], [0, 3]], [[1, 1], [2, 1]], []

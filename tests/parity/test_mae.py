@@ -38,9 +38,9 @@ def golden() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def image() -> torch.Tensor:
-    photos = np.stack([seeded_image(f"golden-crop-{i}", 224, 224) for i in range(4)]) / 255
-    photos = (photos - IMAGENET_DEFAULT_MEAN) / IMAGENET_DEFAULT_STD
-    return torch.from_numpy(photos).float().permute(0, 3, 1, 2)
+    images = np.stack([seeded_image(f"golden-crop-{i}", 224, 224) for i in range(4)]) / 255
+    images = (images - IMAGENET_DEFAULT_MEAN) / IMAGENET_DEFAULT_STD
+    return torch.from_numpy(images).float().permute(0, 3, 1, 2)
 
 
 @pytest.fixture(scope="module")

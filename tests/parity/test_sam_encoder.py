@@ -14,11 +14,11 @@ GOLDEN = Path(__file__).parent / "golden"
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # SAM's, for pixels in [0, 255]
 
 
-def sam_input(photo: np.ndarray) -> torch.Tensor:
+def sam_input(image: np.ndarray) -> torch.Tensor:
     """uint8 [Ho, Wo, 3] -> [1, 3, 1024, 1024] as SamPredictor.set_image makes it."""
-    Ho, Wo = photo.shape[:2]
+    Ho, Wo = image.shape[:2]
     size = [round(side * 1024 / max(Ho, Wo)) for side in (Wo, Ho)]
-    resized = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BILINEAR))
+    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
     normalised = (torch.from_numpy(resized.astype(np.float32)) - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
     image = torch.zeros(1, 3, 1024, 1024)
     image[:, :, : size[1], : size[0]] = normalised.permute(2, 0, 1)

@@ -8,7 +8,7 @@ from sami.predict.image import read_image, rgb_pixels
 PIXELS = draw_photo(0, height=20, width=30)
 
 
-def test_what_is_no_photo(tmp_path, monkeypatch):
+def test_what_is_no_image(tmp_path, monkeypatch):
     (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "empty.png").write_bytes(b"")
     Image.fromarray(PIXELS).save(tmp_path / "whole.jpg")
@@ -44,7 +44,7 @@ def test_arrays():
         (PIXELS / 255, "pixels of float64: give uint8"),
         (PIXELS.transpose(2, 0, 1), r"image is \[3, 20, 30\]"),
         (np.zeros((0, 5, 3), np.uint8), r"image is \[0, 5, 3\]"),
-        ("photo.jpg", "image is a str"),
+        ("image.jpg", "image is a str"),
     ):
         with pytest.raises(ValueError, match=message):
             rgb_pixels(image)

@@ -10,7 +10,7 @@ from sami.models.sam import Sam
 from sami.predict import predictor as module
 from sami.predict.predictor import SamPredictor
 
-PHOTO = draw_photo(0, height=60, width=80)
+IMAGE = draw_photo(0, height=60, width=80)
 OTHER = draw_photo(1, height=50, width=30)
 
 
@@ -25,7 +25,7 @@ def model(request) -> Sam:
 @pytest.fixture
 def predictor(model) -> SamPredictor:
     predictor = SamPredictor(model)
-    predictor.set_image(PHOTO)
+    predictor.set_image(IMAGE)
     return predictor
 
 
@@ -65,7 +65,7 @@ def test_masks_lie_where_the_point_is(predictor, model, monkeypatch, point):
     monkeypatch.setattr(Sam, "decode", draw_discs)
     masks, _, _ = predictor.predict(np.array([point]), np.array([1]))
     x = np.nonzero(masks[0])[1]
-    height = 60 if model.resize_mode == "stretch" else 80  # of the photo that 128 model pixels show
+    height = 60 if model.resize_mode == "stretch" else 80  # of the image that 128 model pixels show
     inside = (
         np.hypot((np.arange(80) + 0.5 - point[0]) / 80, ((np.arange(60) + 0.5 - point[1]) / height)[:, None])
     ) < 1 / 8
@@ -74,9 +74,9 @@ def test_masks_lie_where_the_point_is(predictor, model, monkeypatch, point):
 
 
 def test_a_batch_equals_single_images(model):
-    """Two photos of different sizes, with two objects and one, and one without any."""
+    """Two images of different sizes, with two objects and one, and one without any."""
     predictor = SamPredictor(model)
-    predictor.set_image_batch([PHOTO, OTHER, PHOTO])
+    predictor.set_image_batch([IMAGE, OTHER, IMAGE])
     masks, ious, low_res = predictor.predict_batch(
         point_coords_batch=[[np.array([[40, 30], [10, 10]]), np.array([[60, 20]])], [None], None],
         point_labels_batch=[[np.array([1, 1]), np.array([1])], [None], None],
@@ -85,7 +85,7 @@ def test_a_batch_equals_single_images(model):
     assert [m.shape for m in masks] == [(2, 3, 60, 80), (1, 3, 50, 30), (0, 3, 60, 80)]
     assert [i.shape for i in ious] == [(2, 3), (1, 3), (0, 3)] and low_res[2].shape == (0, 3, 32, 32)
     single = SamPredictor(model)
-    single.set_image(PHOTO)
+    single.set_image(IMAGE)
     expected = [
         single.predict(np.array([[40, 30], [10, 10]]), np.array([1, 1])),
         single.predict(np.array([[60, 20]]), np.array([1]), np.array([50, 10, 70, 40])),
@@ -102,7 +102,7 @@ def test_a_batch_equals_single_images(model):
 def test_images_go_through_the_encoder_in_groups(model, monkeypatch):
     monkeypatch.setattr(module, "IMAGES_AT_ONCE", 2)
     predictor = SamPredictor(model)
-    predictor.set_image_batch([PHOTO, OTHER, PHOTO])
+    predictor.set_image_batch([IMAGE, OTHER, IMAGE])
     assert predictor.get_image_embedding().shape == (3, 256, 8, 8)
     torch.testing.assert_close(predictor.features[0], predictor.features[2], rtol=0, atol=1e-4)
 
@@ -140,7 +140,7 @@ def test_mask_prompts_change_the_answer(predictor, model):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3000)])
-def test_photos_of_odd_sizes(model, size):
+def test_images_of_odd_sizes(model, size):
     predictor = SamPredictor(model)
     predictor.set_image(np.zeros((*size, 3), np.uint8))
     masks, _, _ = predictor.predict(np.array([[0, 0]]), np.array([1]))
@@ -156,10 +156,10 @@ def test_twenty_thousand_pixels_wide(model):
 
 def test_channels_in_the_other_order(model):
     predictor, other = SamPredictor(model), SamPredictor(model)
-    predictor.set_image(PHOTO)
-    other.set_image(PHOTO[..., ::-1], image_format="BGR")
+    predictor.set_image(IMAGE)
+    other.set_image(IMAGE[..., ::-1], image_format="BGR")
     torch.testing.assert_close(other.features, predictor.features)
-    other.set_image(Image.fromarray(PHOTO))
+    other.set_image(Image.fromarray(IMAGE))
     torch.testing.assert_close(other.features, predictor.features)
 
 
@@ -174,7 +174,7 @@ def test_nothing_set_and_lengths_that_differ(model, predictor):
         predictor.predict(box=np.array([0, 0, 5, 5]))
     with pytest.raises(ValueError, match="no images"):
         predictor.set_image_batch([])
-    predictor.set_image(PHOTO)
+    predictor.set_image(IMAGE)
     with pytest.raises(ValueError, match="box_batch has 2 entries for 1 images"):
         predictor.predict_batch(box_batch=[None, None])
     with pytest.raises(ValueError, match=r"image 0: .* are for \[1, 2\] objects"):
@@ -183,7 +183,7 @@ def test_nothing_set_and_lengths_that_differ(model, predictor):
 
 def test_one_image_and_several(model):
     predictor = SamPredictor(model)
-    predictor.set_image_batch([PHOTO, OTHER])
+    predictor.set_image_batch([IMAGE, OTHER])
     with pytest.raises(ValueError, match="predict is for one image, and 2 are set: use predict_batch"):
         predictor.predict(box=np.array([0, 0, 5, 5]))
     if model.prompt_encoder.takes_masks:
@@ -201,10 +201,10 @@ def test_background_points_need_a_model_that_knows_them(predictor, model):
             predictor.predict(**prompt)
 
 
-def test_a_photo_that_is_resized_already(predictor, model):
+def test_an_image_that_is_resized_already(predictor, model):
     other = SamPredictor(model)
-    pixels = torch.as_tensor(other.transform.apply_image(PHOTO)).permute(2, 0, 1).unsqueeze(0)
-    other.set_torch_image(pixels, PHOTO.shape[:2])
+    pixels = torch.as_tensor(other.transform.apply_image(IMAGE)).permute(2, 0, 1).unsqueeze(0)
+    other.set_torch_image(pixels, IMAGE.shape[:2])
     torch.testing.assert_close(other.features, predictor.features)
     assert other.original_size == (60, 80) and other.frames == predictor.frames
     assert other.input_size == ((128, 128) if model.resize_mode == "stretch" else (96, 128))

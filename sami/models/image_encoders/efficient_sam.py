@@ -5,10 +5,11 @@ B images   H W pixels   gh gw grid of 16-pixel patches, N = gh*gw   D width
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, Mlp, PatchEmbed
+from timm.layers import Attention, Mlp, PatchEmbed  # pyright: ignore[reportPrivateImportUsage] # timm has no __all__
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -45,11 +46,12 @@ class EfficientSAMEncoder(ImageEncoder):
         width, num_heads = SIZES[size]
         self.patch_embed = PatchEmbed(None, PATCH_SIZE, embed_dim=width, flatten=False)
         self.pos_embed = nn.Parameter(sincos_pos_embed(PRETRAINED_GRID, width, num_prefix_tokens=1))
-        norm_layer = partial(nn.LayerNorm, eps=1e-6)
+        norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)  # timm annotates a class, and takes what makes a norm
         rates = [drop_path * number / (DEPTH - 1) for number in range(DEPTH)]
         self.blocks = nn.Sequential(
             *(Block(width, num_heads, qkv_bias=True, drop_path=rate, norm_layer=norm_layer) for rate in rates)
         )
+        block: Any  # timm's Block
         for block in self.blocks:
             block.attn.forward, block.mlp.forward = partial(attention, block.attn), partial(mlp_by_rows, block.mlp)
         self.neck = build_neck(width)

@@ -22,7 +22,7 @@ class StagedEncoder(ImageEncoder):
         drop_path: chance to leave out the last block in training; earlier ones less, in proportion to their depth.
     """
 
-    stages: Any  # nn.Sequential
+    stages: Any  # a Sequential of timm's stages
 
     def __init__(self, name: str, stem: str, *, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -69,10 +69,13 @@ def fuse_branches(encoder: nn.Module) -> nn.Module:
     if encoder.training:
         raise ValueError("only an encoder in evaluation mode can be fused: call eval() first")
     for name, child in encoder.named_children():
-        if hasattr(child, "fuse"):  # timm's, of one block
-            # which builds the new one in training mode, in 32 bits and, of TinyViT, on the CPU
-            child = child.fuse().to(next(child.parameters())).eval()
+        fuse = getattr(child, "fuse", None)  # timm's, of one block
+        if callable(fuse):  # it builds the new one in training mode, in 32 bits and, of TinyViT, on the CPU
+            fused = fuse()
+            assert isinstance(fused, nn.Module)
+            child = fused.to(next(child.parameters())).eval()
             setattr(encoder, name, child)
         fuse_branches(child)
-    encoder.fused = True
+    if isinstance(encoder, ImageEncoder):
+        encoder.fused = True
     return encoder

@@ -1,4 +1,4 @@
-"""SAM's neck behind any backbone, and timm's contract for what they make together: an image encoder.
+"""ImageEncoder, a backbone and SAM's neck with the methods of timm's backbones (`forward_intermediates`).
 
 B images   H W pixels   C channels   h w a backbone's map   gh gw grid of 16-pixel patches
 """
@@ -6,7 +6,7 @@ B images   H W pixels   C channels   h w a backbone's map   gh gw grid of 16-pix
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d  # pyright: ignore[reportPrivateImportUsage] # timm has no __all__
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -35,6 +35,7 @@ class ImageEncoder(nn.Module):
     neck: nn.Module
     feature_info: list[dict[str, Any]]
     grad_checkpointing = False
+    fused = False  # see `fuse_branches`
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether training computes activations a second time in the backward pass instead of keeping them."""
@@ -69,21 +70,10 @@ class ImageEncoder(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Some of the backbone's maps; arguments as of timm's models.
+        """[B, 3, H, W] -> some of the backbone's maps [B, C, h, w]; unless `intermediates_only`, the embedding first.
 
-        Args:
-            x: [B, 3, H, W].
-            indices: of `feature_info`, negative ones from the end. A number: so many of the last. None: all.
-            norm: changes nothing, these backbones have no final norm.
-            stop_early: compute nothing behind the last of `indices`; needs `intermediates_only`.
-            output_fmt: NCHW.
-            intermediates_only: the maps without the embedding.
-
-        Returns:
-            Maps [B, C, h, w] from the first to the last; unless `intermediates_only`, [B, 256, gh, gw] before them.
-
-        Raises:
-            ValueError: another `output_fmt`, or `stop_early` where the embedding is wanted.
+        Arguments as of timm's models: `indices` of `feature_info`, a number for so many of the last, None for all.
+        `norm` changes nothing, these backbones have no final norm. `stop_early` needs `intermediates_only`.
         """
         if output_fmt != "NCHW" or (stop_early and not intermediates_only):
             raise ValueError(f"output_fmt={output_fmt}: give NCHW, and stop_early only with intermediates_only")

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed_nhwc
+from timm.layers import resample_abs_pos_embed_nhwc  # pyright: ignore[reportPrivateImportUsage] # timm has no __all__
 from torch import Tensor, nn
 
 from sami.models.weight_names import sam_image_encoder_to_timm
@@ -24,7 +24,7 @@ SAM = {  # timm's name, Meta's file
 
 
 def build_sam_vit(name: str, *, drop_path: float = 0.0, pretrained: bool = False) -> nn.Module:
-    """timm's samvit for one of `SAM`, [B, 3, H, W] -> [B, 256, gh, gw], with `attend` in its blocks.
+    """timm's samvit for one of `SAM`, [B, 3, H, W] -> [B, 256, gh, gw], with our attention in its blocks.
 
     Args:
         drop_path: chance to leave out the last block in training; earlier ones less, in proportion to their depth.
@@ -33,19 +33,14 @@ def build_sam_vit(name: str, *, drop_path: float = 0.0, pretrained: bool = False
     # timm's LayerNorms have eps 1e-5, SAM's 1e-6: features differ by up to 7 % where tokens vary little
     options: dict[str, Any] = {"num_classes": 0, "global_pool": "", "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
     architecture = f"{SAM[name][0]}.sa1b" if pretrained else SAM[name][0]
-    network = timm.create_model(architecture, pretrained=pretrained, drop_path_rate=drop_path, **options)
+    network: Any = timm.create_model(architecture, pretrained=pretrained, drop_path_rate=drop_path, **options)
     for block in network.blocks:
-        block.attn.forward = partial(attend, block.attn)
+        block.attn.forward = partial(relative_position_attention, block.attn)
     return network
 
 
 def load_sam(name: str, weights: str) -> nn.Module:
-    """`build_sam_vit` with the weights of a file; `weights` as of `SamTeacher`.
-
-    Raises:
-        ValueError: unknown `name`, or the file is missing, damaged or of another model.
-        ConnectionError: the download failed.
-    """
+    """`build_sam_vit` with the weights of a file; arguments and errors as of `SamTeacher`."""
     if name not in SAM:
         raise ValueError(f"name={name!r}: choose one of {', '.join(SAM)}")
     if weights == "hub":
@@ -62,7 +57,7 @@ def load_sam(name: str, weights: str) -> nn.Module:
     return network
 
 
-def attend(layer: nn.Module, x: Tensor) -> Tensor:
+def relative_position_attention(layer: Any, x: Tensor) -> Tensor:
     """[B, gh, gw, C] -> [B, gh, gw, C]: SAM's attention without ever holding its N x N position term.
 
     The term is rel_h[query, row of key] + rel_w[query, column of key] (arXiv:2112.01526, Eq. 4), which is a scalar
@@ -90,18 +85,14 @@ def attend(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def relative_table(table: Tensor, num_cells: int) -> Tensor:
-    """[2 * num_cells - 1, d] -> [num_cells, num_cells, d]: at [query, key] the entry for their distance.
-
-    Raises:
-        ValueError: the table is of another size; see `fit_position_tables`.
-    """
+    """[2 * num_cells - 1, d] -> [num_cells, num_cells, d]: at [query, key] the entry for their distance."""
     if len(table) != 2 * num_cells - 1:
         raise ValueError(f"a table of {len(table)} relative positions does not fit {num_cells} tokens in a row")
     position = torch.arange(num_cells, device=table.device)
     return table[position[:, None] - position[None, :] + num_cells - 1]
 
 
-def fit_position_tables(network: nn.Module, grid: tuple[int, int]) -> dict[str, Tensor]:
+def fit_position_tables(network: Any, grid: tuple[int, int]) -> dict[str, Tensor]:
     """samvit's position tables by parameter name, resized to (gh, gw) just as its forward would.
 
     The absolute table is resized bicubically (antialiased), the relative ones of global attention linearly. Those of

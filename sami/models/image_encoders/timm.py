@@ -4,6 +4,7 @@ B images   H W pixels   gh gw grid of 16-pixel patches   C channels
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,19 +27,17 @@ class TimmEncoder(ImageEncoder):
     was made for.
 
     Args:
-        name: timm's, of a model with `features_only`.
+        name, drop_path: timm's, of a model with `features_only`.
         image_size: pixels per side, for models of one size.
-        drop_path: as timm's models take it.
 
     Raises:
-        ValueError: no timm model of this name, or none that gives a map at 16 pixels; in `forward`, the image is not a
-            whole number of patches.
+        ValueError: no timm model of this name, or none that gives a map at 16 pixels.
     """
 
     def __init__(self, name: str, *, image_size: int, drop_path: float = 0.0) -> None:
         super().__init__()
         self.name = name
-        self.backbone = build_timm_maps(name, image_size=image_size, drop_path=drop_path)
+        self.backbone: Any = build_timm_maps(name, image_size=image_size, drop_path=drop_path)  # timm's FeatureListNet
         self.feature_info = self.backbone.feature_info.get_dicts()
         strides = [info["reduction"] for info in self.feature_info]
         if STRIDE not in strides:

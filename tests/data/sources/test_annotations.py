@@ -7,7 +7,7 @@ from pycocotools.coco import COCO
 
 from sami.data.images import BrokenImage
 from sami.data.sources.annotations import segmentation_counts
-from sami.ops.rle import decode_mask
+from sami.ops.rle import rle_to_mask
 
 SIZE = (48, 64)
 POLYGONS = [
@@ -27,7 +27,7 @@ def theirs(segmentation: object, crowd: int) -> np.ndarray:
 
 @pytest.mark.parametrize("polygons", POLYGONS)
 def test_polygons_are_drawn_as_pycocotools_does(polygons) -> None:
-    mask = decode_mask(segmentation_counts(polygons, SIZE), SIZE)
+    mask = rle_to_mask(segmentation_counts(polygons, SIZE), SIZE)
     assert np.array_equal(mask.numpy(), theirs(polygons, 0))
 
 
@@ -35,7 +35,7 @@ def test_both_codes_and_crowds_are_read_as_pycocotools_does() -> None:
     for mask in draw_masks(0, 5):
         for code in (rle(mask), {"size": list(SIZE), "counts": uncompressed(mask)}):
             counts = segmentation_counts(code, SIZE)
-            assert np.array_equal(decode_mask(counts, SIZE).numpy(), mask)
+            assert np.array_equal(rle_to_mask(counts, SIZE).numpy(), mask)
             assert np.array_equal(theirs(code, 1), mask)
         code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))  # bytes, as pycocotools gives it
         assert torch.equal(segmentation_counts(code, SIZE), counts)

@@ -6,15 +6,15 @@ from sami.benchmark.reference_sam import plain_encoder
 from sami.models.image_encoders.efficient_sam import EfficientSAMEncoder
 
 
-def photo(H: int = 64, W: int = 96, B: int = 2) -> torch.Tensor:
+def random_image(H: int = 64, W: int = 96, B: int = 2) -> torch.Tensor:
     return torch.randn(B, 3, H, W, generator=torch.Generator().manual_seed(0))
 
 
 def test_equals_the_released_design():
     encoder = EfficientSAMEncoder("tiny").eval()
     with torch.no_grad():
-        expected = plain_encoder(encoder)(photo())
-        torch.testing.assert_close(encoder(photo()), expected, rtol=0, atol=1e-4)
+        expected = plain_encoder(encoder)(random_image())
+        torch.testing.assert_close(encoder(random_image()), expected, rtol=0, atol=1e-4)
     assert expected.shape == (2, 256, 4, 6)
 
 
@@ -27,7 +27,7 @@ def test_equals_timms_blocks_at_the_size_of_pretraining():
     encoder.load_state_dict({**encoder.state_dict(), **{k: v for k, v in names.items() if k != "pos_embed"}})
     encoder.pos_embed.data[:, 1:] = network.pos_embed.data
     encoder.neck = torch.nn.Identity()
-    image = photo(224, 224, 1)
+    image = random_image(224, 224, 1)
     with torch.no_grad():
         expected = network.forward_features(image).transpose(1, 2).unflatten(2, (14, 14))
         torch.testing.assert_close(encoder(image), expected, rtol=0, atol=1e-4)
@@ -41,11 +41,11 @@ def test_gradients_and_recomputing_them():
         encoder.set_grad_checkpointing(enable)
         encoder.zero_grad()
         calls.clear()
-        encoder(photo()).square().mean().backward()
+        encoder(random_image()).square().mean().backward()
         assert len(calls) == num_calls
         found.append({name: value.grad.clone() for name, value in encoder.named_parameters()})
     calls.clear()
-    encoder.eval()(photo()).sum().backward()
+    encoder.eval()(random_image()).sum().backward()
     assert len(calls) == 1
     assert (found[0]["pos_embed"][:, 0] == 0).all() and (found[0]["pos_embed"][:, 1:] != 0).any()
     for name, value in found[0].items():
@@ -57,12 +57,12 @@ def test_drop_path_grows_with_depth_and_acts_in_training_only():
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.blocks]
     assert rates == pytest.approx([0.6 * number / 11 for number in range(12)])
     with torch.no_grad():
-        torch.testing.assert_close(encoder.eval()(photo()), encoder(photo()))
-        assert not torch.allclose(encoder.train()(photo()), encoder(photo()))
+        torch.testing.assert_close(encoder.eval()(random_image()), encoder(random_image()))
+        assert not torch.allclose(encoder.train()(random_image()), encoder(random_image()))
 
 
 def test_sizes_it_cannot_have():
     with pytest.raises(ValueError, match="size='huge'"):
         EfficientSAMEncoder("huge")
     with pytest.raises(ValueError, match="60x96 pixels is not a whole number of patches"):
-        EfficientSAMEncoder("tiny")(photo(60, 96))
+        EfficientSAMEncoder("tiny")(random_image(60, 96))
