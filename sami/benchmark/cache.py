@@ -39,7 +39,7 @@ def write_drawn(folder: Path, images: DrawnImages, teacher: Teacher, setting: Se
         num_workers=num_workers,
         max_broken_rate=0.0,
     )
-    views = ViewsToCache(images, side=setting.image_size, crops=CROPS, seed=0)
+    views = ViewsToCache(images, image_size=setting.image_size, crops=CROPS, seed=0)
     split = CacheSplit("train", options, views, teacher, {"_target_": type(teacher).__name__})
     running = RunningTeacher(teacher, precision=options.precision, device=torch.device(setting.device))
     next_batch = next(iter(split.sample(setting.batch_size)))

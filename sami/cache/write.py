@@ -78,8 +78,8 @@ def write_split(
             with clock("teacher"):
                 target = running(batch, whole=split.views.whole)  # [B, N, E]
             work.views += len(target)
-            counted = split.views.counted_tokens(batch["head"], split.grid)  # [B, N]
-            writer.put(batch, *encode_and_measure(codec, target, counted))
+            token_valid = split.views.valid_tokens(batch["head"], split.grid)  # [B, N]
+            writer.put(batch, *encode_and_measure(codec, target, token_valid))
             if number % 100 == 99:  # the marks in a GPU's stream are not to pile up
                 work.teaching += clock.collect()["teacher"]
     work.seconds, work.teaching = time.perf_counter() - begin, work.teaching + clock.collect().get("teacher", 0.0)
@@ -147,7 +147,7 @@ class ShardWriter:
             self.error = error
 
     def check_last(self, part: ShardPart) -> None:
-        """Reads the last record, whose place depends on all before it."""
+        """Reads the last record, whose position depends on all before it."""
         with open(self.split.folder / part.name, "rb") as file:
             file.seek(self.format.offset(part.num_images - 1))
             self.format.unpack(file.read(self.format.dtype.itemsize))

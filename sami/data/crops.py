@@ -4,7 +4,6 @@ S pixels per side of the view
 """
 
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -133,8 +132,3 @@ def normalize_padded(image: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         one[:, height:] = 0
         one[:, :, width:] = 0
     return image
-
-
-def image_checksum(data: bytes) -> int:
-    """CRC-32 of an image file."""
-    return zlib.crc32(data)

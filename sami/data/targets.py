@@ -1,12 +1,21 @@
 """What a data set asks of targets that were computed before; `sami.cache` has them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from sami.data.crops import RandomCrops
-from sami.data.sources.base import MaskSource, Source
+from sami.data.sources.base import Images
+
+
+class CropViews(NamedTuple):
+    """The crops that a run shows its student, and the tokens of one."""
+
+    crops: RandomCrops
+    num_views: int | None  # fixed crops of each image; None for all that a cache holds
+    image_size: int
+    grid: tuple[int, int]
 
 
 class TargetReader(Protocol):
@@ -43,20 +52,13 @@ class TargetCache(Protocol):
     """Targets of a run's images, not yet opened."""
 
     def open_crops(
-        self,
-        train_source: Source,
-        val_source: Source | None,
-        *,
-        crops: RandomCrops,
-        num_views: int | None,
-        image_size: int,
-        grid: list[int],
+        self, train_source: Images, val_source: Images | None, views: CropViews
     ) -> tuple[TargetReader, TargetReader | None]:
-        """The targets of training crops and of validation, for `num_views` fixed crops of each image, or all."""
+        """The targets of training crops and of validation."""
         ...
 
     def open_maps(
-        self, train_source: Source | MaskSource, val_sources: Mapping[str, Source | MaskSource], *, resize_mode: str
-    ) -> tuple[TargetReader, dict[str, TargetReader | None]]:
+        self, train_source: Images, val_sources: Mapping[str, Images], *, resize_mode: str
+    ) -> tuple[TargetReader, Mapping[str, TargetReader | None]]:
         """The maps of whole images; None for validation sets that nothing is known of."""
         ...

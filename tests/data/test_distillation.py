@@ -52,8 +52,8 @@ def test_tokens_that_show_a_photo_are_those_of_the_cache() -> None:
     cells = content_cells(torch.tensor(sizes), 64, (4, 4))
     heads = np.zeros(len(sizes), dtype=HEAD)
     heads["size"], heads["valid"] = sizes, True
-    views = ViewsToCache(None, side=64, crops=None, seed=0, whole=True)
-    assert torch.equal(cells, views.counted_tokens(heads, (4, 4)))
+    views = ViewsToCache(None, image_size=64, crops=None, seed=0, whole=True)
+    assert torch.equal(cells, views.valid_tokens(heads, (4, 4)))
     assert cells.sum(1).tolist() == [12, 12, 4, 16, 4]
 
 
