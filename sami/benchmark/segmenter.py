@@ -114,9 +114,7 @@ def encoder_stages(sam: Sam, image_size: int, device: str) -> Stages:
     image = torch.randn(1, 3, image_size, image_size, device=device)
     assert isinstance(sam.image_encoder, EfficientSAMEncoder)
     plain = plain_encoder(sam.image_encoder)
-    return without_gradients(
-        {"encoder": lambda: sam.image_encoder(image), "encoder, released": lambda: plain(image)},
-    )
+    return without_gradients({"encoder": lambda: sam.image_encoder(image), "encoder, released": lambda: plain(image)})
 
 
 def decoder_stages(sam: Sam, num_prompts: int, device: str) -> Stages:

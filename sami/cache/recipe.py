@@ -115,11 +115,7 @@ def other_version(path: Path, content: dict) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a file.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """The object in a file. Raises ValueError: it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

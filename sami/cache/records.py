@@ -34,16 +34,11 @@ HEAD_NAMES = HEAD.names or ()
 
 @dataclass(frozen=True)
 class RecordFormat:
-    """The layout of all records of one cache.
+    """The layout of all records of one cache."""
 
-    Args:
-        storage: fp32, fp16 or int8.
-        num_tokens, channels: N, C.
-    """
-
-    storage: str
-    num_tokens: int
-    channels: int
+    storage: str  # fp32, fp16 or int8
+    num_tokens: int  # N
+    channels: int  # C
 
     @cached_property
     def dtype(self) -> np.dtype:

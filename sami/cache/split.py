@@ -36,34 +36,21 @@ PCA_IMAGES = 64  # at least
 class CacheOptions:
     """The choices of `conf/cache.yaml`, section `cache`.
 
-    Args:
-        path: folder of the cache; splits are folders in it.
-        kind: views (what the teacher says of each fixed view) or maps (what it says of each whole image).
-        num_views: K, of each training image; maps have one.
-        storage: fp32, fp16 or int8.
-        channels: principal components that are kept; None keeps all channels.
-        map_size: pixels per side of a whole image, padded, for maps.
-        precision: of the teacher, as Lightning spells it.
-        batch_size: images that are loaded and pass the teacher at once.
-        shard_size: images of a shard, at most.
-        num_workers: loading processes.
-        max_broken_rate: broken images over all above which writing stops.
-
     Raises:
         ValueError: a choice that does not exist, or a number out of range.
     """
 
-    path: str
-    kind: str
-    num_views: int
-    storage: str
-    channels: int | None
-    map_size: int
-    precision: str | int
-    batch_size: int
-    shard_size: int
-    num_workers: int
-    max_broken_rate: float
+    path: str  # folder of the cache; splits are folders in it
+    kind: str  # views (what the teacher says of each fixed view) or maps (what it says of each whole image)
+    num_views: int  # K, of each training image; maps have one
+    storage: str  # fp32, fp16 or int8
+    channels: int | None  # principal components that are kept; None keeps all channels
+    map_size: int  # pixels per side of a whole image, padded, for maps
+    precision: str | int  # of the teacher, as Lightning spells it
+    batch_size: int  # images that are loaded and pass the teacher at once
+    shard_size: int  # images of a shard, at most
+    num_workers: int  # loading processes
+    max_broken_rate: float  # broken images over all above which writing stops
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -24,17 +24,11 @@ TRANSFORM_VERSION = 2  # of the pixels of an image file's crops: kept targets be
 
 @dataclass(frozen=True)
 class RandomCrops:
-    """Crop boxes as torchvision's RandomResizedCrop draws them, and flips.
+    """Crop boxes as torchvision's RandomResizedCrop draws them, and flips."""
 
-    Args:
-        scale: smallest and largest area of a crop. (0.2, 1) is MAE's; SAMI's paper only says "random resized crop".
-        ratio: smallest and largest aspect ratio of a crop.
-        flip: probability of mirroring.
-    """
-
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
-    flip: float
+    scale: tuple[float, float]  # least and most area. (0.2, 1) is MAE's; SAMI's paper only says "random resized crop"
+    ratio: tuple[float, float]  # least and most aspect ratio
+    flip: float  # probability of mirroring
 
     def draw(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[tuple[int, int, int, int], bool]:
         """(top, left, height, width) in pixels of an image of `size` (H, W), and whether to mirror it."""

@@ -105,14 +105,11 @@ class PretrainingData(ImageData):
             no validation.
         image_size: pixels per side of a view.
         patch_size: of the student; gives the number of tokens.
-        seed: of order, crops, flips and masks.
-        num_workers: loading processes per rank; 0 loads in the training process.
-        shuffle_window: shards that are shuffled among themselves, see `ShuffledOrder`.
         scale, ratio, flip: of the random crop, see `RandomCrops`.
         num_views: None for a fresh view each time, else see `RandomCrop`; a cache of views has all of its own by
             default.
         cache: targets that were written for these images, such as `sami.cache.open.Cache`, or None.
-        val_batch_size: images per validation batch and rank.
+        loading: of `ImageData`; the seed is also that of crops, flips and masks.
 
     Raises:
         ValueError: see `ShardSource`, `FolderSource` and `check_positive`; `image_size` is not a multiple of
@@ -129,22 +126,18 @@ class PretrainingData(ImageData):
         *,
         image_size: int,
         patch_size: int,
-        seed: int,
-        num_workers: int,
-        shuffle_window: int,
         scale: tuple[float, float],
         ratio: tuple[float, float],
         flip: float,
         num_views: int | None,
         cache: TargetCache | None,
-        val_batch_size: int,
+        **loading: int,
     ) -> None:
         check_positive(image_size=image_size, num_views=num_views)
         if image_size % patch_size:
             raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
-        loading = {"num_workers": num_workers, "shuffle_window": shuffle_window, "val_batch_size": val_batch_size}
         train_source, val_source = open_source(train), open_source(val) if val else None
-        super().__init__(train_source, {"": val_source} if val_source else {}, seed=seed, **loading)
+        super().__init__(train_source, {"": val_source} if val_source else {}, **loading)
         self.image_size, self.crops = image_size, RandomCrops((scale[0], scale[1]), (ratio[0], ratio[1]), flip)
         side, train_cache, val_cache = image_size // patch_size, None, None
         if cache:
@@ -153,7 +146,7 @@ class PretrainingData(ImageData):
             if not train_cache.holds_maps:
                 num_views = num_views or train_cache.num_views
         self.num_views = num_views  # that take turns in the epochs of training; None if each is fresh
-        self.make = RandomCrop(image_size, side**2, self.crops, seed, num_views, train_cache)
+        self.make = RandomCrop(image_size, side**2, self.crops, self.seed, num_views, train_cache)
         self.make_val = CenterCrop(image_size, side**2, val_cache)
 
     def train_set(self) -> TrainSet:
@@ -165,11 +158,7 @@ class PretrainingData(ImageData):
 
 
 def image_folder(root: str, val: str | None, **options: Any) -> PretrainingData:
-    """`PretrainingData` of a plain folder of images.
-
-    Raises:
-        ValueError: see `FolderSource`.
-    """
+    """`PretrainingData` of a plain folder of images. Raises ValueError where `root` is none."""
     if not Path(root).is_dir():
         raise ValueError(f"root={root} is not a folder")
     return PretrainingData(root, val, shuffle_window=1, **options)

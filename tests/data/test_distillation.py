@@ -1,5 +1,6 @@
 """Whole photos for distillation: what counts as photo, maps that come back as they were written, photos of any kind."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,15 @@ def test_a_cache_is_refused_where_it_does_not_fit(made, tmp_path) -> None:
         build(str(photos), None, cache=Cache(str(folder)), resize_mode="stretch")
     data = build(str(photos), {"a": str(photos), "b": str(photos)}, cache=Cache(str(folder)))
     assert not data.knows_teacher("a")  # which of several it was written for is not known
+
+
+def test_maps_of_other_pixels_are_refused(made, tmp_path) -> None:
+    photos, folder = made
+    shutil.copytree(folder, tmp_path / "old")
+    manifest = tmp_path / "old" / "train" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(ValueError, match=r"version: 1 in the cache, 2 now .*write the cache again"):
+        build(str(photos), None, cache=Cache(str(tmp_path / "old")))
 
 
 def test_broken_photos_and_changed_ones_are_replaced(made, tmp_path) -> None:

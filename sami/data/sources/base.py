@@ -53,38 +53,29 @@ class Images(Protocol):
     """Images in units: a unit is what is read together, a shard or a whole folder."""
 
     @property
-    def counts(self) -> Sequence[int]:
-        """Images in each unit."""
-        ...
+    def counts(self) -> Sequence[int]: ...  # images in each unit
 
     @property
-    def fingerprint(self) -> str:
-        """Changes when the images are others."""
-        ...
+    def fingerprint(self) -> str: ...  # changes when the images are others
 
-    def name(self, unit: int, row: int) -> str:
-        """Where this image lies, for messages: file, or shard and key."""
-        ...
+    def name(self, unit: int, row: int) -> str: ...  # where it lies, for messages: file, or shard and key
 
 
 class Source(Images, Protocol):
-    """Images, perhaps with labels."""
+    """Images, perhaps with labels. `read` raises BrokenImage where this one image is at fault."""
 
-    def key(self, unit: int, row: int) -> str:
-        """What this image's record in a cache is called."""
-        ...
+    def key(self, unit: int, row: int) -> str: ...  # what this image's record in a cache is called
 
-    def read(self, unit: int, row: int) -> EncodedImage:
-        """The bytes. Raises BrokenImage where this one image is at fault."""
-        ...
+    def read(self, unit: int, row: int) -> EncodedImage: ...
 
 
 class MaskSource(Images, Protocol):
-    """Images with masks."""
+    """Images with masks. `read` raises BrokenImage where this one image is at fault."""
 
-    def read(self, unit: int, row: int) -> AnnotatedImage:
-        """The bytes and masks. Raises BrokenImage where this one image is at fault."""
-        ...
+    def read(self, unit: int, row: int) -> AnnotatedImage: ...
+
+
+AnySource = Source | MaskSource
 
 
 class ImageFiles:
@@ -120,11 +111,7 @@ class ImageFiles:
 
 
 def find_files(root: str) -> list[str]:
-    """The sorted paths of all images below a folder.
-
-    Raises:
-        ValueError: no such folder, or no image in it.
-    """
+    """The sorted paths of all images below a folder. Raises ValueError: no such folder, or no image in it."""
     if not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder")
     files = sorted(list_images(Path(root)))

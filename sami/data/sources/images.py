@@ -18,11 +18,7 @@ from sami.data.sources.tar_index import TarIndex, load_index
 
 
 def open_source(where: str | list[str]) -> Source:
-    """A folder of images, or shards.
-
-    Raises:
-        ValueError: see `ShardSource` and `FolderSource`.
-    """
+    """A folder of images, or shards. Raises ValueError: see `ShardSource` and `FolderSource`."""
     if isinstance(where, str) and Path(where).is_dir():
         return FolderSource(where)
     return ShardSource(where)
@@ -69,10 +65,14 @@ class ShardSource:
         """Open files do not travel to worker processes that are not forked."""
         return {**self.__dict__, "_opened": OrderedDict()}
 
+    def load(self, path: Path) -> TarIndex:
+        """The byte ranges of a shard."""
+        return load_index(path)
+
     def open_unit(self, unit: int) -> tuple[TarIndex, int]:
         """(byte ranges, file descriptor) of a shard."""
         if unit not in self._opened:
-            self._opened[unit] = load_index(self.paths[unit]), os.open(self.paths[unit], os.O_RDONLY)
+            self._opened[unit] = self.load(self.paths[unit]), os.open(self.paths[unit], os.O_RDONLY)
             if len(self._opened) > self.max_open:
                 os.close(self._opened.popitem(last=False)[1][1])
         self._opened.move_to_end(unit)
@@ -87,11 +87,7 @@ class ShardSource:
         return str(self.open_unit(unit)[0].keys[row])
 
     def read(self, unit: int, row: int) -> EncodedImage:
-        """The bytes of one member.
-
-        Raises:
-            BrokenImage: the sample has no image, or a label that is not a number.
-        """
+        """The bytes of one member. Raises BrokenImage: the sample has no image, or a label that is not a number."""
         index, descriptor = self.open_unit(unit)
         image = index.image_span(row)
         if image is None:

@@ -23,16 +23,11 @@ class Sa1bShards(ShardSource):
 
     def __init__(self, shards: str | Sequence[str]) -> None:
         super().__init__(shards)
-        self.counts = [len(np.unique(load_index(path).keys)) for path in self.paths]
+        self.counts = [len(self.load(path).keys) for path in self.paths]
 
-    def open_unit(self, unit: int) -> tuple[TarIndex, int]:
-        """As of `ShardSource`, with image and masks in one row even where they are not neighbours."""
-        new = unit not in self._opened
-        index, descriptor = super().open_unit(unit)
-        if new:
-            index = unite_rows(index)
-            self._opened[unit] = index, descriptor
-        return index, descriptor
+    def load(self, path: Path) -> TarIndex:
+        """The byte ranges, of image and masks in one row even where they are not neighbours."""
+        return unite_rows(load_index(path))
 
     def read(self, unit: int, row: int) -> AnnotatedImage:
         """The image's bytes and the parsed JSON.
@@ -49,11 +44,7 @@ class Sa1bShards(ShardSource):
 
 
 def parse_sa1b(data: bytes) -> list[Any]:
-    """The segmentations in a JSON file of SA-1B.
-
-    Raises:
-        BrokenImage: no JSON, or none with annotations of this kind.
-    """
+    """The segmentations in a JSON file of SA-1B. Raises BrokenImage: no JSON, or none with annotations of this kind."""
     try:
         return [annotation["segmentation"] for annotation in json.loads(data)["annotations"]]
     except (ValueError, KeyError, TypeError) as error:

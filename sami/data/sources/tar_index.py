@@ -78,11 +78,7 @@ def writable(folder: Path) -> bool:
 
 
 def scan_shard(path: Path) -> TarIndex:
-    """Walks the headers of a shard.
-
-    Raises:
-        ValueError: as `load_index`.
-    """
+    """Walks the headers of a shard. Raises ValueError: as `load_index`."""
     rows: list[tuple[str, dict[str, tuple[int, int]]]] = []
     try:
         with tarfile.open(path, "r:") as tar:
