@@ -1,4 +1,4 @@
-"""What a cache costs while it is written and while a student learns from it.
+"""Benchmark of a cache: how fast it is written, and how fast a student learns from it.
 
 B images
 """

@@ -58,7 +58,7 @@ class MatrixProduct:
 
 
 def interleave(stages: dict[str, Callable[[], object]], repetitions: int, device: str) -> dict[str, list[float]]:
-    """The seconds of each stage, once per repetition; round by round, so that all see the same weather.
+    """The seconds of each stage, once per repetition; round by round, so that all see the same load.
 
     Every stage runs twice before.
     """

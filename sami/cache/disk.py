@@ -1,4 +1,4 @@
-"""Bytes of a cache, and room for them."""
+"""Disk space and disk speed: the bytes of a cache, and whether there is room for them."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What a cache will cost, before anything is written: bytes, hours of the teacher, minutes of the disk, and exactness.
+"""Cost estimate of a cache, before anything is written: bytes, hours of the teacher, minutes of the disk, exactness.
 
 E target width
 """

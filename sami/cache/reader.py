@@ -71,7 +71,7 @@ class CacheReader:
         if differences := compare(found, expected):
             raise ValueError(
                 f"the cache {self.folder} does not fit this run:\n  " + "\n  ".join(differences) + "\n"
-                "Give the run these settings, or write another cache for it."
+                "Write another cache for this run, or give the run the settings of this one."
             )
 
     def open_shard(self, name: str) -> int:

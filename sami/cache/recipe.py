@@ -1,4 +1,4 @@
-"""What a cache is made from, agreed upon before anything is written.
+"""Recipe of a cache: all settings that its records depend on, claimed before anything is written.
 
 recipe.json          everything the records depend on; the same for all processes that write
 """

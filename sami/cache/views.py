@@ -1,4 +1,4 @@
-"""What a teacher sees when a cache is written: fixed views of images, or whole images.
+"""Data set of what a teacher sees when a cache is written: fixed crops of images, or whole padded images.
 
 B images   S pixels per side
 """

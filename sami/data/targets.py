@@ -1,4 +1,4 @@
-"""What a data set asks of targets that were computed before; `sami.cache` has them."""
+"""Protocols of cached targets: what data sets ask of targets computed before; `sami.cache` has them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol

@@ -1,4 +1,4 @@
-"""Where each sample of a tar shard lies, so that any of them can be read without reading the others.
+"""Random access to webdataset tar shards: an index of where each sample lies, so that any can be read alone.
 
 A webdataset shard is a tar file in which consecutive members with one base name are one sample. Reading it as a
 stream cannot be restarted in the middle without replaying it; with the byte ranges of its members any position of an
