@@ -7,16 +7,15 @@ Subfolders are classes, as in ImageNet. The same command again continues an inte
 """
 
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sami.packing.pack import pack_images
 
 
 def pack(cfg: DictConfig) -> None:
     """Packs the folder that `cfg` names, and says how many images there were."""
-    options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # pyright: ignore
+    options = {str(name): value for name, value in cfg.items()}
     source, target = Path(str(options.pop("source"))), Path(str(options.pop("target")))
     num_packed, num_skipped = pack_images(source, target, **options)
     listed = f", {num_skipped} broken ones are listed in {target / 'skipped.csv'}" if num_skipped else ""

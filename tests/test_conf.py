@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from training_runs import CONF, compose_config
 
 from sami.commands import COMMANDS, choices
+from sami.data.loading import ImageData
 from sami.models.build import MODELS
 
 EXPERIMENTS = [
@@ -41,7 +42,11 @@ def check_signatures(cfg: DictConfig) -> None:
     for node in found:
         name = node["_target_"]
         target = get_class(name) if name.rpartition(".")[2][0].isupper() else get_method(name)
-        parameters = inspect.signature(target).parameters
+        parameters = dict(inspect.signature(target).parameters)
+        if inspect.isclass(target) and issubclass(target, ImageData):  # whose keyword arguments pass through `loading`
+            del parameters["loading"]
+            shared = inspect.signature(ImageData).parameters
+            parameters |= {n: p for n, p in shared.items() if p.kind is p.KEYWORD_ONLY}
         keys = {key for key in node if not key.startswith("_")}
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             assert keys <= parameters.keys(), f"{name}: {keys - parameters.keys()} is no argument of it"

@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> None:
         if cfg.stage == "pretraining":
             benchmark(cfg, Path(folder))
         elif cfg.stage == "segmenter":
-            benchmark_segmenter(cfg)
+            print_speed(choose_machine(cfg), **cfg.segmenter, repetitions=cfg.steps)
         elif cfg.stage == "encoders":
             print_encoders(choose_machine(cfg), image_size=cfg.segmenter.image_size, repetitions=cfg.steps)
         else:
@@ -50,11 +50,6 @@ def choose_machine(cfg: DictConfig) -> Machine:
     """Precision, device and threads."""
     threads = cfg.threads or torch.get_num_threads()
     return Machine(precision=str(cfg.precision), device=choose_device(cfg.device), threads=threads)
-
-
-def benchmark_segmenter(cfg: DictConfig) -> None:
-    """Measures and prints the segmenter's tables."""
-    print_speed(choose_machine(cfg), **cfg.segmenter, repetitions=cfg.steps)
 
 
 def benchmark(cfg: DictConfig, folder: Path) -> None:

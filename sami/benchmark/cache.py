@@ -1,4 +1,4 @@
-"""What a cache costs while it is written and while a student learns from it.
+"""Benchmark of a cache: how fast it is written, and how fast a student learns from it.
 
 B images
 """
@@ -39,7 +39,7 @@ def write_drawn(folder: Path, images: DrawnImages, teacher: Teacher, setting: Se
         num_workers=num_workers,
         max_broken_rate=0.0,
     )
-    views = ViewsToCache(images, side=setting.image_size, crops=CROPS, seed=0)
+    views = ViewsToCache(images, image_size=setting.image_size, crops=CROPS, seed=0)
     split = CacheSplit("train", options, views, teacher, {"_target_": type(teacher).__name__})
     running = RunningTeacher(teacher, precision=options.precision, device=torch.device(setting.device))
     next_batch = next(iter(split.sample(setting.batch_size)))

@@ -14,10 +14,9 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.utils.flop_counter import FlopCounterMode
 
 from sami.benchmark.reference_mae import PlainMAE
-from sami.benchmark.timing import Machine
+from sami.benchmark.timing import Machine, count_flops
 from sami.losses import feature_loss
 from sami.methods.optimizer import parameter_groups
 from sami.models.sami import SAMI, CrossAttentionDecoder
@@ -30,19 +29,13 @@ DESIGNS = ("MAE's design", "ours, context all", "ours, context encoder")
 
 @dataclass(frozen=True)
 class Setting(Machine):
-    """What every row of a table has in common.
+    """What every row of a table has in common."""
 
-    Args:
-        size: of the student, see `sami.models.vit.SIZES`.
-        batch_size, image_size, mask_ratio: B, pixels per side, fraction hidden.
-        target_width: E; all designs predict as many channels.
-    """
-
-    size: str
-    batch_size: int
-    image_size: int
-    mask_ratio: float
-    target_width: int
+    size: str  # of the student, see `sami.models.vit.SIZES`
+    batch_size: int  # B
+    image_size: int  # pixels per side
+    mask_ratio: float  # fraction hidden
+    target_width: int  # E; all designs predict as many channels
 
     def images(self) -> Tensor:
         """[B, 3, H, W] noise, normalised as images are."""
@@ -80,10 +73,9 @@ class StudentStep:
 
         As torch counts: with the scores that fused attention computes a second time in its backward pass.
         """
-        with FlopCounterMode(display=False) as counter:
-            self.gradients(image, target)
+        flops = count_flops(lambda: self.gradients(image, target))
         self.optimizer.zero_grad()
-        return counter.get_total_flops()
+        return flops
 
 
 def measure_memory(setting: Setting, design: str, num_steps: int) -> tuple[int, int]:
@@ -104,7 +96,8 @@ def memory_of_steps(setting: Setting, design: str, num_steps: int) -> tuple[int,
     before = peak_bytes(setting.device)
     step = StudentStep(setting, design)
     image = setting.images()
-    target = torch.randn(setting.batch_size, num_tokens(setting), setting.target_width, device=setting.device)
+    num_tokens = (setting.image_size // 16) ** 2
+    target = torch.randn(setting.batch_size, num_tokens, setting.target_width, device=setting.device)
     peaks = []
     for steps in (2, num_steps):
         for _ in range(steps):
@@ -120,8 +113,3 @@ def peak_bytes(device: str) -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
-
-
-def num_tokens(setting: Setting) -> int:
-    """N, of patches of 16 pixels."""
-    return (setting.image_size // 16) ** 2

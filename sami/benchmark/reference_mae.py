@@ -24,6 +24,8 @@ class PlainMAE(nn.Module):
         target_width: E.
     """
 
+    pos_embed: nn.Parameter
+
     def __init__(self, size: str, image_size: int, target_width: int) -> None:
         super().__init__()
         width, num_heads = SIZES[size]
@@ -43,6 +45,7 @@ class PlainMAE(nn.Module):
     def forward(self, image: Tensor, split: MaskSplit) -> Tensor:
         """[B, 3, H, W] -> prediction [B, N, E], tokens in image order."""
         encoder, pos = self.encoder, self.encoder.pos_embed
+        assert pos is not None and encoder.cls_token is not None
         tokens = take_tokens(encoder.patch_embed(image) + pos[:, 1:], split.ids_keep)  # [B, V, D]
         class_token = (encoder.cls_token + pos[:, :1]).expand(len(image), -1, -1)  # [B, 1, D]
         encoded = encoder.norm(encoder.blocks(torch.cat([class_token, tokens], dim=1)))  # [B, 1 + V, D]

@@ -7,6 +7,8 @@ attention is three separate steps.
 B images   Q prompts per image   T tokens of a prompt   K masks   N tokens   C width   gh gw token grid
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from sami.models.image_encoders.efficient_sam import EfficientSAMEncoder
 from sami.models.sam import Sam
 from sami.models.two_way_attention import Attention
+from sami.models.two_way_transformer import TwoWayLayer
 
 
 def decode_tiled(
@@ -40,6 +43,7 @@ def decode_tiled(
 
     keys, tokens, transformer = image.flatten(2).transpose(1, 2), prompt, decoder.transformer
     for layer in transformer.layers:
+        assert isinstance(layer, TwoWayLayer)
         tokens = layer.attend_tokens(tokens, prompt, None)
         update = attend_plain(layer.cross_attn_token_to_image, tokens + prompt, keys + positions, keys)
         tokens = layer.finish_tokens(tokens, update)
@@ -82,12 +86,12 @@ class PlainBlock(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
-        block = self.block
+        block: Any = self.block
         tokens = tokens + plain_self_attention(block.attn, block.norm1(tokens))
         return tokens + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(tokens))))
 
 
-def plain_self_attention(layer: nn.Module, tokens: Tensor) -> Tensor:
+def plain_self_attention(layer: Any, tokens: Tensor) -> Tensor:
     """[B, N, D] -> [B, N, D], all N x N weights in memory."""
     q, k, v = layer.qkv(tokens).unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
     weights = ((q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5).softmax(-1)

@@ -15,6 +15,7 @@ import torch
 from sami.benchmark.reference_sam import decode_tiled, plain_encoder
 from sami.benchmark.timing import Machine, MatrixProduct, count_flops, interleave, median_ratio
 from sami.models.build import build_sam
+from sami.models.image_encoders.efficient_sam import EfficientSAMEncoder
 from sami.models.sam import Sam
 from sami.ops.cpu_kernels import keep_freed_memory, linear
 from sami.ops.prompts import FOREGROUND
@@ -111,10 +112,9 @@ def beside_fp32(timing: Timing, ours: list[float], model: str) -> str:
 def encoder_stages(sam: Sam, image_size: int, device: str) -> Stages:
     """Stages "encoder" and "encoder, released": one image of noise; `sam` with an `EfficientSAMEncoder`."""
     image = torch.randn(1, 3, image_size, image_size, device=device)
+    assert isinstance(sam.image_encoder, EfficientSAMEncoder)
     plain = plain_encoder(sam.image_encoder)
-    return without_gradients(
-        {"encoder": lambda: sam.image_encoder(image), "encoder, released": lambda: plain(image)},
-    )
+    return without_gradients({"encoder": lambda: sam.image_encoder(image), "encoder, released": lambda: plain(image)})
 
 
 def decoder_stages(sam: Sam, num_prompts: int, device: str) -> Stages:

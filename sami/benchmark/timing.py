@@ -16,18 +16,13 @@ from sami.ops.cpu_kernels import ONEDNN
 class Machine:
     """What computes.
 
-    Args:
-        precision: "32", or "bf16" for autocast.
-        device: cpu or cuda.
-        threads: of the CPU.
-
     Raises:
         ValueError: unknown `precision` or `device`.
     """
 
-    precision: str
-    device: str
-    threads: int
+    precision: str  # "32", or "bf16" for autocast
+    device: str  # cpu or cuda
+    threads: int  # of the CPU
 
     def __post_init__(self) -> None:
         if self.precision not in ("32", "bf16"):
@@ -63,7 +58,7 @@ class MatrixProduct:
 
 
 def interleave(stages: dict[str, Callable[[], object]], repetitions: int, device: str) -> dict[str, list[float]]:
-    """The seconds of each stage, once per repetition; round by round, so that all see the same weather.
+    """The seconds of each stage, once per repetition; round by round, so that all see the same load.
 
     Every stage runs twice before.
     """

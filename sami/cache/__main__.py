@@ -46,7 +46,7 @@ class Job:
         if cfg.teacher._target_ == f"{CachedTeacher.__module__}.{CachedTeacher.__name__}":
             raise ValueError("teacher=cached is what a cache is used with; to make one, choose the teacher it replaces")
         self.cfg = cfg
-        self.options = CacheOptions(**OmegaConf.to_container(cfg.cache, resolve=True, throw_on_missing=True))
+        self.options = CacheOptions(**cfg.cache)
         self.names = ("train", "val") if cfg.data.get("val", True) else ("train",)  # the built-in images have both
 
     @cached_property
@@ -71,14 +71,15 @@ class Job:
     def splits(self) -> list[CacheSplit]:
         """One for each split."""
         settings = OmegaConf.to_container(self.cfg.teacher, resolve=True)
-        settings = {name: value for name, value in settings.items() if name not in ("weights", "max_batch")}
+        assert isinstance(settings, dict)
+        settings = {str(name): value for name, value in settings.items() if name not in ("weights", "max_batch")}
         data, whole = self.data, self.options.kind == "maps"
-        side = self.options.map_size if whole else data.image_size
-        train = ViewsToCache(data.train_source, side=side, crops=data.crops, seed=data.seed, whole=whole)
-        val_source = data.val_sources.get("")
-        val = val_source and ViewsToCache(val_source, side=side, crops=None, seed=data.seed, whole=whole)
-        views = {"train": train, "val": val}
-        return [CacheSplit(name, self.options, views[name], self.running.network, settings) for name in self.names]
+        seen = {"image_size": self.options.map_size if whole else data.image_size, "seed": data.seed, "whole": whole}
+        splits = []
+        for name, source in zip(self.names, [data.train_source, *data.val_sources.values()], strict=True):
+            views = ViewsToCache(source, crops=data.crops if name == "train" else None, **seen)
+            splits.append(CacheSplit(name, self.options, views, self.running.network, settings))
+        return splits
 
 
 def estimate(job: Job) -> None:

@@ -27,6 +27,9 @@ class TargetCodec(nn.Module):
         ValueError: unknown `storage`.
     """
 
+    mean: Tensor | None
+    components: Tensor | None
+
     def __init__(self, storage: str, width: int, basis: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
         if storage not in STORAGES:
@@ -41,35 +44,29 @@ class TargetCodec(nn.Module):
         """C."""
         return self.width if self.components is None else self.components.shape[1]
 
-    def encode(self, target: Tensor) -> dict[str, Tensor]:
+    def encode(self, target: Tensor) -> Tensors:
         """[B, N, E] -> values [B, N, C] and, for int8, center and scale [B, C]."""
         with torch.autocast(target.device.type, enabled=False):
             target = target.float()
-            if self.components is not None:
+            if self.mean is not None and self.components is not None:
                 target = (target - self.mean) @ self.components
             if self.storage != "int8":
                 return {"values": target.half() if self.storage == "fp16" else target}
             codes, center, scale = quantize(target)
             return {"values": codes, "center": center, "scale": scale}
 
-    def decode(self, stored: dict[str, Tensor]) -> Tensor:
+    def decode(self, stored: Tensors) -> Tensor:
         """What `encode` gave -> float32 [B, N, E]."""
         values = stored["values"]
         with torch.autocast(values.device.type, enabled=False):
             if self.storage == "int8":
                 values = dequantize(values, stored["center"], stored["scale"])
-            if self.components is None:
+            if self.mean is None or self.components is None:
                 return values.float()
             return values.float() @ self.components.T + self.mean
 
     def decode_crop(
-        self,
-        stored: dict[str, Tensor],
-        regions: Tensor,
-        flip: Tensor,
-        *,
-        given: tuple[int, int],
-        wanted: tuple[int, int],
+        self, stored: Tensors, regions: Tensor, flip: Tensor, *, given: tuple[int, int], wanted: tuple[int, int]
     ) -> Tensor:
         """What `encode` gave of whole maps -> float32 [B, wanted tokens, E], one region of each map.
 
@@ -106,18 +103,18 @@ def dequantize(codes: Tensor, center: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(center.float().unsqueeze(1), codes.float(), scale.float().unsqueeze(1))
 
 
-def encode_and_measure(codec: TargetCodec, target: Tensor, counted: Tensor) -> tuple[Tensors, Tensors]:
+def encode_and_measure(codec: TargetCodec, target: Tensor, token_valid: Tensor) -> tuple[Tensors, Tensors]:
     """What is stored of targets, and for each image sums over its tokens and what storing costs them.
 
     Args:
         target: [B, N, E], all of it is stored.
-        counted: [B, N] bool, the tokens that the figures are about.
+        token_valid: [B, N] bool, the tokens that the figures are about.
     """
     stored = codec.encode(target)
-    counted = counted.to(target.device, non_blocking=True)
-    decoded = torch.where(counted.unsqueeze(2), codec.decode(stored), 0)
-    target = torch.where(counted.unsqueeze(2), target, 0)
-    num_tokens = counted.sum(dim=1)  # [B]
+    token_valid = token_valid.to(target.device, non_blocking=True)
+    decoded = torch.where(token_valid.unsqueeze(2), codec.decode(stored), 0)
+    target = torch.where(token_valid.unsqueeze(2), target, 0)
+    num_tokens = token_valid.sum(dim=1)  # [B]
     cosine = torch.cosine_similarity(decoded, target, dim=2).sum(dim=1, dtype=torch.float64)  # [B]
     squared_error = (decoded - target).square().sum(dim=(1, 2), dtype=torch.float64)
     squares = target.square().sum(dim=1, dtype=torch.float64)  # [B, E]

@@ -1,11 +1,13 @@
-"""Bytes of a cache, and room for them."""
+"""Disk space and disk speed: the bytes of a cache, and whether there is room for them."""
 
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
+from sami.cache.layout import ShardPart
 from sami.cache.records import RecordFormat
 from sami.cache.split import CacheSplit
 
@@ -14,10 +16,11 @@ LEAST_BYTES = 1 << 16
 RESERVE = 0.02  # of the disk stays free
 
 
-def cache_bytes(split: CacheSplit, storage: str, channels: int) -> int:
-    """Size of all shards of a split."""
+def cache_bytes(split: CacheSplit, storage: str, channels: int, parts: Iterable[ShardPart] | None = None) -> int:
+    """Size of shards of a split, by default of all."""
     layout = RecordFormat(storage, split.grid[0] * split.grid[1], channels)
-    return sum(layout.shard_bytes(part.num_images) for part in split.layout.shards(split.num_views))
+    parts = split.layout.shards(split.num_views) if parts is None else parts
+    return sum(layout.shard_bytes(part.num_images) for part in parts)
 
 
 def measure_disk(folder: Path) -> float:
@@ -37,20 +40,13 @@ def measure_disk(folder: Path) -> float:
 
 def disk_space(splits: list[CacheSplit]) -> tuple[int, int]:
     """(bytes that are still to be written, bytes free for them)."""
-    needed = 0
-    for split in splits:
-        layout = RecordFormat(split.options.storage, split.grid[0] * split.grid[1], split.channels)
-        needed += sum(layout.shard_bytes(part.num_images) for part in split.remaining((0, 1)))
+    needed = sum(cache_bytes(each, each.options.storage, each.channels, each.remaining((0, 1))) for each in splits)
     disk = shutil.disk_usage(nearest_folder(splits[0].folder))
     return needed, max(0, disk.free - int(RESERVE * disk.total))
 
 
 def check_space(splits: list[CacheSplit]) -> None:
-    """Refuses what will not fit.
-
-    Raises:
-        ValueError: the disk is too small for what is still to be written.
-    """
+    """Refuses what will not fit. Raises ValueError: the disk is too small for what is still to be written."""
     needed, free = disk_space(splits)
     if needed > free:
         raise ValueError(

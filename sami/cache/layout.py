@@ -1,4 +1,4 @@
-"""Which records of a cache lie in which shard, and which process writes it."""
+"""Shard layout of a cache: which records lie in which shard, and which rank or array task writes it."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a cache says of itself.
+"""Manifest of a cache and notes of its shards: what it is made from, sizes, hashes, statistics of its targets.
 
     recipe.json          what it is made from, see `cache.recipe`
     view00-000000.tar    records of one view of some images, see `cache.records`

@@ -7,8 +7,8 @@ from pathlib import Path
 from sami.cache.manifest import MANIFEST
 from sami.cache.reader import CacheReader
 from sami.cache.views import describe_center, describe_crops
-from sami.data.crops import RandomCrops
-from sami.data.sources.base import MaskSource, Source
+from sami.data.sources.base import Images
+from sami.data.targets import CropViews
 
 SAME_IN_SPLITS = ("kind", "teacher", "teacher_weights", "precision", "width", "storage", "channels", "basis")
 
@@ -24,21 +24,9 @@ class Cache:
         self.folder = Path(folder)
 
     def open_crops(
-        self,
-        train_source: Source,
-        val_source: Source | None,
-        *,
-        crops: RandomCrops,
-        num_views: int | None,
-        image_size: int,
-        grid: list[int],
+        self, train_source: Images, val_source: Images | None, views: CropViews
     ) -> tuple[CacheReader, CacheReader | None]:
-        """The targets of training crops and of validation.
-
-        Args:
-            train_source, val_source: the images.
-            crops, image_size, grid: of the student's views; maps suit any.
-            num_views: fixed views of each image, None for all there are.
+        """The targets of training crops and of validation; maps suit any crops.
 
         Raises:
             ValueError: see `CacheReader`; the views of the cache are not those of this run, or it has none for
@@ -49,16 +37,16 @@ class Cache:
         if val:
             check_same_teacher(val, train)
         if not train.holds_maps:
-            views = {"image_size": image_size, "grid": grid}
-            train.check({**views, "transform": describe_crops(crops, seed=train.manifest["transform"]["seed"])})
+            seen = {"image_size": views.image_size, "grid": list(views.grid)}
+            train.check({**seen, "transform": describe_crops(views.crops, seed=train.manifest["transform"]["seed"])})
             if val:
-                val.check({**views, "transform": describe_center()})
-            if (num_views or 1) > train.num_views:
-                raise ValueError(f"num_views={num_views}, but the cache {self.folder} holds {train.num_views}")
+                val.check({**seen, "transform": describe_center()})
+            if (views.num_views or 1) > train.num_views:
+                raise ValueError(f"num_views={views.num_views}, but the cache {self.folder} holds {train.num_views}")
         return train, val
 
     def open_maps(
-        self, train_source: Source | MaskSource, val_sources: Mapping[str, Source | MaskSource], *, resize_mode: str
+        self, train_source: Images, val_sources: Mapping[str, Images], *, resize_mode: str
     ) -> tuple[CacheReader, dict[str, CacheReader | None]]:
         """The maps of whole images; None for validation sets that it has no maps of, and then a warning says so.
 
@@ -78,7 +66,7 @@ class Cache:
                 check_same_teacher(reader, train)
         return train, val
 
-    def open_split(self, split: str, source: Source | MaskSource, resize_mode: str) -> CacheReader:
+    def open_split(self, split: str, source: Images, resize_mode: str) -> CacheReader:
         """The maps of one split, see `open_maps`."""
         reader = CacheReader(self.folder / split, source)
         if not reader.holds_maps or resize_mode != "pad":

@@ -1,4 +1,4 @@
-"""What a cache will cost, before anything is written: bytes, hours of the teacher, minutes of the disk, and exactness.
+"""Cost estimate of a cache, before anything is written: bytes, hours of the teacher, minutes of the disk, exactness.
 
 E target width
 """
@@ -37,7 +37,7 @@ def print_estimate(splits: list[CacheSplit], running: RunningTeacher, *, num_bat
         epochs: of the training that this is for.
     """
     split, *others = splits
-    rate, targets, counted = measure_teacher(split, running, num_batches)
+    rate, targets, token_valid = measure_teacher(split, running, num_batches)
     disk = measure_disk(nearest_folder(split.folder))
     on_gpu = running.device.type == "cuda"
     machine = torch.cuda.get_device_name() if on_gpu else f"CPU with {torch.get_num_threads()} threads"
@@ -50,7 +50,7 @@ def print_estimate(splits: list[CacheSplit], running: RunningTeacher, *, num_bat
     print(f"disk: {disk / 1e6:,.0f} MB/s\n")
     names = ("storage", "channels", "size", "minutes of disk", "mean cosine", "worst", "explained variance")
     print("{:>8}{:>10}{:>10}{:>17}{:>13}{:>10}{:>20}".format(*names))
-    for row in compare_formats(split, targets, counted):
+    for row in compare_formats(split, targets, token_valid):
         size = row.num_bytes + sum(cache_bytes(each, row.storage, row.channels) for each in others)
         numbers = (
             f"{size / disk / 60:>17,.1f}{row.cosine:>13.6f}{row.worst_cosine:>10.6f}{row.explained_variance:>20.6f}"
@@ -64,22 +64,22 @@ def print_estimate(splits: list[CacheSplit], running: RunningTeacher, *, num_bat
     print(f"{readable(needed)} are still to be written, {readable(free)} are free.")
 
 
-def compare_formats(split: CacheSplit, targets: Tensor, counted: Tensor) -> list[Format]:
+def compare_formats(split: CacheSplit, targets: Tensor, token_valid: Tensor) -> list[Format]:
     """Every storage with all channels, and int8 with ever fewer principal components, on targets [n, N, E].
 
-    The components are fitted on one half of the images and measured on the other, as all are; only the `counted`
+    The components are fitted on one half of the images and measured on the other, as all are; only the `token_valid`
     tokens [n, N] take part.
     """
-    fitted = targets[::2][counted[::2]]  # [T, E]
+    fitted = targets[::2][token_valid[::2]]  # [T, E]
     if len(targets) > 1:
-        targets, counted = targets[1::2], counted[1::2]
+        targets, token_valid = targets[1::2], token_valid[1::2]
     width = targets.shape[2]
     wanted = {(storage, width) for storage in STORAGES} | {("int8", c) for c in (256, 128, 64, 32) if c < width}
     wanted.add((split.options.storage, split.channels))
     formats = []
     for storage, channels in sorted(wanted, key=lambda pair: (-STORAGES[pair[0]] * pair[1], pair)):
         basis = fit_pca(fitted, channels) if channels < width else None
-        figures = encode_and_measure(TargetCodec(storage, width, basis), targets, counted)[1]
+        figures = encode_and_measure(TargetCodec(storage, width, basis), targets, token_valid)[1]
         num_tokens = figures["tokens"].sum()
         spread = figures["sum_of_squares"].sum(0) - figures["sum"].sum(0).square() / num_tokens  # [E]
         explained = 1 - figures["squared_error"].sum() / spread.sum()
@@ -97,7 +97,7 @@ def measure_teacher(split: CacheSplit, running: RunningTeacher, num_batches: int
     """
     if num_batches < 1:
         raise ValueError(f"plan_batches={num_batches}: give a number from 1")
-    targets, counted, seconds = [], [], []
+    targets, token_valid, seconds = [], [], []
     batches = list(split.sample(num_batches * split.options.batch_size))
     running(batches[0], whole=split.views.whole)  # warms up
     for batch in batches:
@@ -106,7 +106,7 @@ def measure_teacher(split: CacheSplit, running: RunningTeacher, num_batches: int
         seconds.append(measure_seconds(ask, running.device.type) / len(batch["image"]))
         valid = batch["head"]["valid"]
         targets.append(results[0].cpu()[torch.from_numpy(valid)])
-        counted.append(split.views.counted_tokens(batch["head"][valid], split.grid))
+        token_valid.append(split.views.valid_tokens(batch["head"][valid], split.grid))
     if not sum(map(len, targets)):
         raise ValueError(f"none of the images that were tried of {split.name} can be used")
-    return 1 / statistics.median(seconds), torch.cat(targets), torch.cat(counted)
+    return 1 / statistics.median(seconds), torch.cat(targets), torch.cat(token_valid)

@@ -1,9 +1,10 @@
-"""Reading targets back, any record by its image and view.
+"""Reads cached targets, any record by its image and view; at random positions of a shard.
 
 B images   N tokens   C stored channels
 """
 
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,9 @@ from torch import Tensor
 from sami.cache.layout import CacheLayout
 from sami.cache.manifest import open_manifest, record_format
 from sami.cache.recipe import compare
-from sami.data.crops import image_checksum
+from sami.data.crops import TRANSFORM_VERSION
 from sami.data.images import BrokenImage
-from sami.data.sources.base import MaskSource, Source
+from sami.data.sources.base import Images
 from sami.ops.frames import longest_side_frame
 
 TARGET = "target_"  # begins the names of a batch's entries that come from a cache
@@ -32,15 +33,16 @@ class CacheReader:
         source: the images.
 
     Raises:
-        ValueError: see `open_manifest`; or the images are others.
+        ValueError: see `open_manifest`; or the images are others, or sami made other pixels of them then.
     """
 
     max_open = 96  # several shuffle windows of shards
 
-    def __init__(self, folder: Path, source: Source | MaskSource) -> None:
+    def __init__(self, folder: Path, source: Images) -> None:
         self.folder = folder
         self.manifest = open_manifest(folder)
-        self.check({"photos": describe_images(source)})
+        transform = {**self.manifest["transform"], "version": TRANSFORM_VERSION}
+        self.check({"photos": describe_images(source), "transform": transform})
         self.format = record_format(self.manifest)
         self.layout = CacheLayout(source.counts, self.manifest["shard_size"])
         self._opened: OrderedDict[str, int] = OrderedDict()
@@ -69,7 +71,7 @@ class CacheReader:
         if differences := compare(found, expected):
             raise ValueError(
                 f"the cache {self.folder} does not fit this run:\n  " + "\n  ".join(differences) + "\n"
-                "Give the run these settings, or write another cache for it."
+                "Write another cache for this run, or give the run the settings of this one."
             )
 
     def open_shard(self, name: str) -> int:
@@ -109,7 +111,7 @@ class CacheReader:
             BrokenImage: see `read`; or the image has changed since.
         """
         record = self.read(unit, row, view)
-        if record["photo"] != image_checksum(image):
+        if record["photo"] != zlib.crc32(image):
             raise BrokenImage("the image has changed since the cache was written: its targets are another picture's")
         return record
 
@@ -121,7 +123,7 @@ class CacheReader:
         """
         entries = {name: torch.from_numpy(record[name].copy()) for name in self.format.stored}
         if self.holds_maps:
-            region = map_region(record["size"], box, side=self.manifest["image_size"], grid=self.manifest["grid"])
+            region = map_region(record["size"], box, image_size=self.manifest["image_size"], grid=self.manifest["grid"])
             entries |= {"region": torch.from_numpy(region), "flip": torch.tensor(bool(flip))}
         return {TARGET + name: entry for name, entry in entries.items()}
 
@@ -137,22 +139,22 @@ class CacheReader:
         return self.entries(record[0], (0, 0, 0, 0), flip=False)
 
 
-def describe_images(source: Source | MaskSource) -> dict[str, Any]:
+def describe_images(source: Images) -> dict[str, Any]:
     """What a recipe says about its images."""
     return {"fingerprint": source.fingerprint, "count": int(sum(source.counts))}
 
 
-def map_region(size: Sequence[int], box: Sequence[int], *, side: int, grid: Sequence[int]) -> np.ndarray:
+def map_region(size: Sequence[int], box: Sequence[int], *, image_size: int, grid: Sequence[int]) -> np.ndarray:
     """[4] float32 (top, left, bottom, right) in cells of a map: where a box of the image lies in it.
 
     Args:
         size: (H, W) of the image, which lies in the map's upper left corner, its longest side as long as the map's.
         box: (top, left, height, width) in pixels of the image.
-        side: pixels of the image that the teacher saw.
+        image_size: pixels per side of the square that the teacher saw.
         grid: (h, w) of the map.
     """
     top, left, height, width = box
     corners = np.array([[top, left], [top + height, left + width]], dtype=np.float64)
-    resized = np.array(longest_side_frame((int(size[0]), int(size[1])), side).input_size)
-    cells = corners * (resized / np.asarray(size)) * (np.asarray(grid) / side)
+    resized = np.array(longest_side_frame((int(size[0]), int(size[1])), image_size).input_size)
+    cells = corners * (resized / np.asarray(size)) * (np.asarray(grid) / image_size)
     return cells.astype(np.float32).reshape(4)

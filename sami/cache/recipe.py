@@ -1,11 +1,11 @@
-"""What a cache is made from, agreed upon before anything is written.
+"""Recipe of a cache: all settings that its records depend on, claimed before anything is written.
 
 recipe.json          everything the records depend on; the same for all processes that write
 """
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,16 @@ def claim_cache(folder: Path, recipe: Recipe, basis: list | None, fit_basis: Cal
     Raises:
         ValueError: the folder cannot be written, or holds a cache made from something else.
     """
-    if find_recipe(folder, recipe) is None:
+    begun = find_recipe(folder, recipe)
+    if begun is None:
         text = json.dumps({**recipe, "basis": basis or fit_basis()}, indent=1) + "\n"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             create_once(folder / RECIPE, text)
         except OSError as error:
             raise ValueError(f"cannot write into {folder} ({error.strerror}): give a folder of yours") from error
-    begun = find_recipe(folder, recipe)
+        begun = find_recipe(folder, recipe)  # perhaps another process's
+        assert begun is not None
     if basis is not None and begun["basis"] != basis:
         raise ValueError(
             f"{folder} stores other principal components than the training split beside it: delete it, and write again"
@@ -56,7 +58,7 @@ def find_recipe(folder: Path, recipe: Recipe) -> Recipe | None:
     before = read_json(path)
     if before.get("format") != FORMAT_VERSION:
         raise ValueError(other_version(path, before))
-    differences = compare(before, json.loads(json.dumps(recipe)), without={"basis"})
+    differences = compare(before, json.loads(json.dumps(recipe)), without=["basis"])
     if differences:
         raise ValueError(
             f"{folder} is a cache made from something else:\n  " + "\n  ".join(differences) + "\n"
@@ -85,10 +87,10 @@ def create_once(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-def compare(before: dict, now: dict, *, without: set[str] = frozenset(), prefix: str = "") -> list[str]:
+def compare(before: dict, now: dict, *, without: Collection[str] = (), prefix: str = "") -> list[str]:
     """The differences of two nested recipes, one line each."""
     lines = []
-    for name in sorted((before.keys() | now.keys()) - without):
+    for name in sorted((before.keys() | now.keys()).difference(without)):
         a, b = before.get(name), now.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
             lines += compare(a, b, prefix=f"{prefix}{name}.")
@@ -113,11 +115,7 @@ def other_version(path: Path, content: dict) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a file.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """The object in a file. Raises ValueError: it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

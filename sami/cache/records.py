@@ -1,7 +1,7 @@
 """One record of a cache: a view of an image and its target, with a checksum, always of the same size.
 
 In its shard a record is `{key}.view.npy`, a NumPy array of one structured element: `numpy.load` and webdataset read it
-without this project. Records of one size lie at places that can be computed, so a reader needs no index.
+without this project. Where a record of one size lies can be computed, so a reader needs no index.
 
 N tokens   C stored channels
 """
@@ -29,20 +29,16 @@ HEAD = np.dtype(
         ("valid", "?"),  # False: the image was broken when the cache was written
     ]
 )
+HEAD_NAMES = HEAD.names or ()
 
 
 @dataclass(frozen=True)
 class RecordFormat:
-    """The layout of all records of one cache.
+    """The layout of all records of one cache."""
 
-    Args:
-        storage: fp32, fp16 or int8.
-        num_tokens, channels: N, C.
-    """
-
-    storage: str
-    num_tokens: int
-    channels: int
+    storage: str  # fp32, fp16 or int8
+    num_tokens: int  # N
+    channels: int  # C
 
     @cached_property
     def dtype(self) -> np.dtype:
@@ -50,7 +46,7 @@ class RecordFormat:
         ranges = [("center", "<f2", (self.channels,)), ("scale", "<f2", (self.channels,))]
         return np.dtype(
             [
-                *((name, HEAD[name]) for name in HEAD.names),
+                *((name, HEAD[name]) for name in HEAD_NAMES),
                 *(ranges if self.storage == "int8" else []),
                 ("values", NUMBER[self.storage], (self.num_tokens, self.channels)),
                 ("checksum", "<u4"),
@@ -60,7 +56,7 @@ class RecordFormat:
     @cached_property
     def stored(self) -> tuple[str, ...]:
         """The fields that `TargetCodec` gives."""
-        return tuple(name for name in self.dtype.names if name in ("values", "center", "scale"))
+        return ("values", "center", "scale") if self.storage == "int8" else ("values",)
 
     @cached_property
     def npy_header(self) -> bytes:
@@ -94,7 +90,7 @@ class RecordFormat:
             ValueError: the target holds numbers that are infinite, or do not fit the storage.
         """
         record = np.zeros((), dtype=self.dtype)
-        for name in HEAD.names:
+        for name in HEAD_NAMES:
             record[name] = head[name]
         for name in self.stored if head["valid"] else ():
             assert (stored[name].dtype, stored[name].shape) == self.dtype[name].subdtype, "else NumPy would cast"

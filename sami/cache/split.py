@@ -1,4 +1,4 @@
-"""What is to be written: one split of a cache, its recipe, and the teacher as it runs for it.
+"""One split of a cache to write: options, recipe, shards that remain, and the frozen teacher on its device.
 
 B images   S pixels per side   N tokens   E target width
 """
@@ -36,34 +36,21 @@ PCA_IMAGES = 64  # at least
 class CacheOptions:
     """The choices of `conf/cache.yaml`, section `cache`.
 
-    Args:
-        path: folder of the cache; splits are folders in it.
-        kind: views (what the teacher says of each fixed view) or maps (what it says of each whole image).
-        num_views: K, of each training image; maps have one.
-        storage: fp32, fp16 or int8.
-        channels: principal components that are kept; None keeps all channels.
-        map_size: pixels per side of a whole image, padded, for maps.
-        precision: of the teacher, as Lightning spells it.
-        batch_size: images that are loaded and pass the teacher at once.
-        shard_size: images of a shard, at most.
-        num_workers: loading processes.
-        max_broken_rate: broken images over all above which writing stops.
-
     Raises:
         ValueError: a choice that does not exist, or a number out of range.
     """
 
-    path: str
-    kind: str
-    num_views: int
-    storage: str
-    channels: int | None
-    map_size: int
-    precision: str | int
-    batch_size: int
-    shard_size: int
-    num_workers: int
-    max_broken_rate: float
+    path: str  # folder of the cache; splits are folders in it
+    kind: str  # views (what the teacher says of each fixed view) or maps (what it says of each whole image)
+    num_views: int  # K, of each training image; maps have one
+    storage: str  # fp32, fp16 or int8
+    channels: int | None  # principal components that are kept; None keeps all channels
+    map_size: int  # pixels per side of a whole image, padded, for maps
+    precision: str | int  # of the teacher, as Lightning spells it
+    batch_size: int  # images that are loaded and pass the teacher at once
+    shard_size: int  # images of a shard, at most
+    num_workers: int  # loading processes
+    max_broken_rate: float  # broken images over all above which writing stops
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -122,8 +109,9 @@ class CacheSplit:
     def __init__(
         self, name: str, options: CacheOptions, views: ViewsToCache, teacher: Teacher, teacher_settings: dict[str, Any]
     ) -> None:
-        if views.side % teacher.patch_size:
-            raise ValueError(f"images of {views.side} pixels are no whole number of patches of {teacher.patch_size}")
+        size, patch_size = views.image_size, teacher.patch_size
+        if size % patch_size:
+            raise ValueError(f"images of {size} pixels are no whole number of patches of {patch_size}")
         if (options.channels or 0) > teacher.width:
             raise ValueError(f"channels={options.channels}: targets have {teacher.width}; null keeps all of them")
         self.name, self.options, self.views = name, options, views
@@ -135,7 +123,8 @@ class CacheSplit:
     @property
     def grid(self) -> tuple[int, int]:
         """Tokens of a target."""
-        return (self.views.side // self.teacher.patch_size,) * 2
+        cells = self.views.image_size // self.teacher.patch_size
+        return cells, cells
 
     @property
     def channels(self) -> int:
@@ -156,7 +145,7 @@ class CacheSplit:
             "teacher": self.teacher_settings,
             "teacher_weights": self.teacher.fingerprint,
             "precision": str(self.options.precision),
-            "image_size": self.views.side,
+            "image_size": self.views.image_size,
             "grid": list(self.grid),
             "width": self.teacher.width,
             "storage": self.options.storage,
@@ -199,16 +188,16 @@ class CacheSplit:
         print0(f"measuring principal components on {num_images} images")
         tokens = []
         for batch in self.sample(num_images):
-            counted = self.views.counted_tokens(batch["head"], self.grid)  # [B, N]
-            tokens.append(running(batch, whole=self.views.whole).cpu()[counted])
+            token_valid = self.views.valid_tokens(batch["head"], self.grid)  # [B, N]
+            tokens.append(running(batch, whole=self.views.whole).cpu()[token_valid])
         return [part.tolist() for part in fit_pca(torch.cat(tokens), self.channels)]
 
     def sample(self, num_images: int) -> BatchLoader:
         """Batches of a view of some images each, at equal distances in the whole split."""
         total = sum(self.source.counts)
         numbers = torch.linspace(0, total - 1, min(num_images, total)).long().unique().tolist()
-        places = [(*locate_in_file_order(self.source.counts, number), number % self.num_views) for number in numbers]
-        batches = [places[i : i + self.options.batch_size] for i in range(0, len(places), self.options.batch_size)]
+        indices = [(*locate_in_file_order(self.source.counts, number), number % self.num_views) for number in numbers]
+        batches = [indices[i : i + self.options.batch_size] for i in range(0, len(indices), self.options.batch_size)]
         return BatchLoader(self.views, batches, num_workers=self.options.num_workers)
 
     def remaining(self, share: tuple[int, int]) -> list[ShardPart]:

@@ -1,4 +1,4 @@
-"""The teacher that has already spoken.
+"""A teacher whose targets are read from a cache instead of computed.
 
 B images   gh gw the student's token grid, N = gh*gw   E target width
 """
@@ -44,7 +44,7 @@ class CachedTeacher(Teacher):
         self.description = describe(manifest)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """The entries of `CacheReader.fill` -> float32 [B, N, E], tokens in image order."""
+        """The entries of `CacheReader.entries` -> float32 [B, N, E], tokens in image order."""
         stored = {name: batch[TARGET + name] for name in ("values", "center", "scale") if TARGET + name in batch}
         if not self.holds_maps:
             return self.codec.decode(stored)
@@ -56,8 +56,11 @@ class CachedTeacher(Teacher):
 
 def build_codec(recipe: dict[str, Any]) -> TargetCodec:
     """How the targets of this cache are stored."""
-    basis = recipe["basis"]
-    return TargetCodec(recipe["storage"], recipe["width"], basis and tuple(torch.tensor(part) for part in basis))
+    basis = None
+    if recipe["basis"]:
+        mean, components = (torch.tensor(part) for part in recipe["basis"])
+        basis = mean, components
+    return TargetCodec(recipe["storage"], recipe["width"], basis)
 
 
 def teacher_name(recipe: dict[str, Any]) -> str:

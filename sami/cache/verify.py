@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sami.cache.manifest import read_manifest, record_format, size_problem
 from sami.cache.reader import TARGET, CacheReader
-from sami.cache.records import HEAD, TAR_BLOCK
+from sami.cache.records import HEAD_NAMES, TAR_BLOCK
 from sami.cache.split import CacheSplit, RunningTeacher
 from sami.cache.teacher import build_codec
 from sami.data.crops import crop_and_resize, normalize
@@ -86,37 +86,37 @@ def recompute(split: CacheSplit, running: RunningTeacher, num_images: int) -> Ag
     stated = reader.manifest["error"]["worst_relative_error"] + TOLERANCE[reader.manifest["precision"]]
     stored, exact, worst, num_views = [], [], 0.0, 0
     for batch in split.sample(num_images):
-        found = {index: read_again(split, reader, batch, index) for index in range(len(batch["places"]))}
-        found = {index: record for index, record in found.items() if record is not None}
+        read = {number: read_again(split, reader, batch, number) for number in range(len(batch["indices"]))}
+        found = {number: record for number, record in read.items() if record is not None}
         if not found:
             continue
         entries = stack_rows([reader.entries(record, record["box"], flip=False) for record in found.values()])
-        counted = split.views.counted_tokens(batch["head"], split.grid)[list(found)].to(running.device)  # [B, N]
-        decoded = codec.decode(stored_fields(entries, running.device)) * counted.unsqueeze(2)  # [B, N, E]
-        target = running(batch, whole=split.views.whole)[list(found)] * counted.unsqueeze(2)  # [B, N, E]
+        token_valid = split.views.valid_tokens(batch["head"], split.grid)[list(found)].to(running.device)  # [B, N]
+        decoded = codec.decode(stored_fields(entries, running.device)) * token_valid.unsqueeze(2)  # [B, N, E]
+        target = running(batch, whole=split.views.whole)[list(found)] * token_valid.unsqueeze(2)  # [B, N, E]
         relative = (decoded - target).norm(dim=(1, 2)) / target.norm(dim=(1, 2))  # [B]
         if relative.max() > stated:
-            place = batch["places"][list(found)[int(relative.argmax())]]
+            unit, row, view = batch["indices"][list(found)[int(relative.argmax())]]
             raise ValueError(
-                f"{split.source.name(*place[:2])}, view {place[2]}: its target in {split.folder} is off by "
+                f"{split.source.name(unit, row)}, view {view}: its target in {split.folder} is off by "
                 f"{relative.max():.4f} of its length from what the teacher says now, more than the {stated:.4f} stated"
             )
         worst, num_views = max(worst, float(relative.max())), num_views + len(found)
-        stored.append(decoded[counted].cpu())  # [T, E]
-        exact.append(target[counted].cpu())
+        stored.append(decoded[token_valid].cpu())  # [T, E]
+        exact.append(target[token_valid].cpu())
     if not stored:
         raise ValueError(f"none of the {num_images} images tried has a target in {split.folder}")
     return Agreement(num_views, *agreement(torch.cat(stored), torch.cat(exact)), worst)
 
 
-def read_again(split: CacheSplit, reader: CacheReader, batch: Batch, index: int) -> np.void | None:
+def read_again(split: CacheSplit, reader: CacheReader, batch: Batch, number: int) -> np.void | None:
     """The record of an image of the batch, None where the image was broken and still is.
 
     Raises:
         ValueError: the image, or the view drawn of it, is not what it was when the record was written.
     """
-    unit, row, view = batch["places"][index]
-    head, where = batch["head"][index], f"{split.source.name(unit, row)}, view {view}"
+    unit, row, view = batch["indices"][number]
+    head, where = batch["head"][number], f"{split.source.name(unit, row)}, view {view}"
     try:
         record = reader.read(unit, row, view)
     except BrokenImage as error:
@@ -130,8 +130,8 @@ def read_again(split: CacheSplit, reader: CacheReader, batch: Batch, index: int)
         )
     if record["photo"] != head["photo"]:
         raise ValueError(f"{where}: the image has changed since its targets were written to {split.folder}")
-    if any((record[name] != head[name]).any() for name in HEAD.names):
-        raise ValueError(f"{where}: its view is {head} now, and was {record[list(HEAD.names)]} in {split.folder}")
+    if any((record[name] != head[name]).any() for name in HEAD_NAMES):
+        raise ValueError(f"{where}: its view is {head} now, and was {record[list(HEAD_NAMES)]} in {split.folder}")
     return record
 
 
@@ -160,29 +160,29 @@ def crop_error(
     """
     reader = CacheReader(split.folder, split.source)
     codec = build_codec(reader.manifest).to(running.device)
-    side, enlarged = data.image_size, split.views.side
-    wanted = (side // split.teacher.patch_size,) * 2
+    own, enlarged = data.image_size, split.views.image_size
+    wanted = (own // split.teacher.patch_size, own // split.teacher.patch_size)
     cut: list[Tensor] = []
-    exact: dict[int, list[Tensor]] = {side: [], enlarged: []}
+    exact: dict[int, list[Tensor]] = {own: [], enlarged: []}
     for batch in split.sample(num_images):
-        places = [place for place, head in zip(batch["places"], batch["head"], strict=True) if head["valid"]]
-        if not places:
+        indices = [index for index, head in zip(batch["indices"], batch["head"], strict=True) if head["valid"]]
+        if not indices:
             continue
         entries, images = [], []
-        for unit, row, view in places:
+        for unit, row, view in indices:
             encoded = split.source.read(unit, row).image
             box, flip = fixed_view(data.crops, data.seed, unit, row, view, image_size(encoded))
             entries.append(reader.entries(reader.read(unit, row, view), box, flip=flip))
-            images.append(crop_and_resize(encoded, box, side, flip=flip))
+            images.append(crop_and_resize(encoded, box, own, flip=flip))
         fields = stored_fields(stack_rows(entries), running.device)
         regions, flips = fields["region"], fields["flip"]
         cut.append(codec.decode_crop(fields, regions, flips, given=split.grid, wanted=wanted).flatten(0, 1).cpu())
-        image = normalize(torch.stack(images).to(running.device))  # [B, 3, side, side]
+        image = normalize(torch.stack(images).to(running.device))  # [B, 3, own, own]
         for size, targets in exact.items():
-            seen = F.interpolate(image, (size, size), mode="bilinear") if size != side else image
+            seen = F.interpolate(image, (size, size), mode="bilinear") if size != own else image
             targets.append(on_grid(running.ask(seen), wanted).flatten(0, 1).cpu())
     tokens = torch.cat(cut)  # [T, E]
-    names = {side: f"crops as they are, {side} pixels", enlarged: f"crops enlarged to {enlarged} pixels"}
+    names = {own: f"crops as they are, {own} pixels", enlarged: f"crops enlarged to {enlarged} pixels"}
     return {names[size]: agreement(tokens, torch.cat(targets)) for size, targets in exact.items()}
 
 

@@ -46,11 +46,7 @@ class Work:
 
 
 def write_split(
-    split: CacheSplit,
-    running: RunningTeacher,
-    recipe: dict[str, Any],
-    share: tuple[int, int],
-    stop: threading.Event,
+    split: CacheSplit, running: RunningTeacher, recipe: dict[str, Any], share: tuple[int, int], stop: threading.Event
 ) -> Work:
     """Writes the shards of this share that are not there yet.
 
@@ -78,8 +74,8 @@ def write_split(
             with clock("teacher"):
                 target = running(batch, whole=split.views.whole)  # [B, N, E]
             work.views += len(target)
-            counted = split.views.counted_tokens(batch["head"], split.grid)  # [B, N]
-            writer.put(batch, *encode_and_measure(codec, target, counted))
+            token_valid = split.views.valid_tokens(batch["head"], split.grid)  # [B, N]
+            writer.put(batch, *encode_and_measure(codec, target, token_valid))
             if number % 100 == 99:  # the marks in a GPU's stream are not to pile up
                 work.teaching += clock.collect()["teacher"]
     work.seconds, work.teaching = time.perf_counter() - begin, work.teaching + clock.collect().get("teacher", 0.0)
@@ -142,12 +138,14 @@ class ShardWriter:
                 size = (self.split.folder / part.name).stat().st_size
                 assert size == self.format.shard_bytes(part.num_images), "records are not where they are looked for"
                 self.check_last(part)
-                write_note(self.split.folder, part, {"photos": part.num_images, "bytes": size, **plain(note)})
+                facts = {name: np.asarray(note[name]).tolist() for name in note if name != "skipped"}
+                facts |= {"photos": part.num_images, "bytes": size, "skipped": note["skipped"]}
+                write_note(self.split.folder, part, facts)
         except BaseException as error:
             self.error = error
 
     def check_last(self, part: ShardPart) -> None:
-        """Reads the last record, whose place depends on all before it."""
+        """Reads the last record, whose position depends on all before it."""
         with open(self.split.folder / part.name, "rb") as file:
             file.seek(self.format.offset(part.num_images - 1))
             self.format.unpack(file.read(self.format.dtype.itemsize))
@@ -202,11 +200,6 @@ def add_figures(note: dict[str, Any], figures: dict[str, np.ndarray]) -> None:
     valid = figures["views"] > 0
     note["worst_cosine"] = min([note["worst_cosine"], *figures["cosine"][valid]])
     note["worst_relative_error"] = max([note["worst_relative_error"], *figures["relative_error"][valid]])
-
-
-def plain(note: dict[str, Any]) -> dict[str, Any]:
-    """A note as JSON has it."""
-    return {name: np.asarray(value).tolist() if name != "skipped" else value for name, value in note.items()}
 
 
 def record_key(key: str, row: int) -> str:

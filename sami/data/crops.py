@@ -4,7 +4,6 @@ S pixels per side of the view
 """
 
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,17 +24,11 @@ TRANSFORM_VERSION = 2  # of the pixels of an image file's crops: kept targets be
 
 @dataclass(frozen=True)
 class RandomCrops:
-    """Crop boxes as torchvision's RandomResizedCrop draws them, and flips.
+    """Crop boxes as torchvision's RandomResizedCrop draws them, and flips."""
 
-    Args:
-        scale: smallest and largest area of a crop. (0.2, 1) is MAE's; SAMI's paper only says "random resized crop".
-        ratio: smallest and largest aspect ratio of a crop.
-        flip: probability of mirroring.
-    """
-
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
-    flip: float
+    scale: tuple[float, float]  # least and most area. (0.2, 1) is MAE's; SAMI's paper only says "random resized crop"
+    ratio: tuple[float, float]  # least and most aspect ratio
+    flip: float  # probability of mirroring
 
     def draw(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[tuple[int, int, int, int], bool]:
         """(top, left, height, width) in pixels of an image of `size` (H, W), and whether to mirror it."""
@@ -133,8 +126,3 @@ def normalize_padded(image: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         one[:, height:] = 0
         one[:, :, width:] = 0
     return image
-
-
-def image_checksum(data: bytes) -> int:
-    """CRC-32 of an image file."""
-    return zlib.crc32(data)

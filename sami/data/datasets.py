@@ -17,10 +17,11 @@ from torch.utils.data import Dataset
 
 from sami.data.images import BrokenImage
 from sami.data.sampling import NO_ROW, ShuffledOrder, Stream, generator, locate_in_file_order
-from sami.data.sources.base import MaskSource, Source
+from sami.data.sources.base import AnySource
 
 Row = dict[str, Any]  # of a batch: tensors without B, or anything else
 Batch = dict[str, Any]
+Join = Callable[[list[Row]], Batch]
 
 
 class Index(NamedTuple):
@@ -44,7 +45,7 @@ def stack_rows(rows: list[Row]) -> Batch:
 class TrainSet(Dataset):
     """Shuffled images by position.
 
-    A batch holds what `collate` makes of its rows, `position` int64 [B], and `broken`, a list of (where, why) of images
+    A batch holds what `join` makes of its rows, `position` int64 [B], and `broken`, a list of (where, why) of images
     that could not be used. Each of those is replaced by another that depends on the position alone, so no batch is ever
     short.
 
@@ -53,29 +54,22 @@ class TrainSet(Dataset):
         order: which image belongs to a position.
         make: a row of a batch from an image.
         seed, stream: of the random numbers that `make` gets.
-        collate: a batch from its rows.
+        join: a batch from its rows.
     """
 
     max_substitutes = 50
 
     def __init__(
-        self,
-        source: Source | MaskSource,
-        order: ShuffledOrder,
-        make: Make,
-        *,
-        seed: int,
-        stream: Stream,
-        collate: Callable[[list[Row]], Batch] = stack_rows,
+        self, source: AnySource, order: ShuffledOrder, make: Make, *, seed: int, stream: Stream, join: Join = stack_rows
     ) -> None:
-        self.source, self.order, self.make, self.collate = source, order, make, collate
+        self.source, self.order, self.make, self.join = source, order, make, join
         self.seed, self.stream = seed, stream
 
     def __getitems__(self, positions: list[int]) -> Batch:
         """The batch of these positions; torch's loader hands over whole batches."""
         broken: list[tuple[str, str]] = []
         rows = [self.row(position, broken) for position in positions]
-        return {**self.collate(rows), "position": torch.tensor(positions), "broken": broken}
+        return {**self.join(rows), "position": torch.tensor(positions), "broken": broken}
 
     def row(self, position: int, broken: list[tuple[str, str]]) -> Row:
         """The row of one position; images that are broken are added to the list.
@@ -108,7 +102,7 @@ class EvalSet(Dataset):
         blank: a row without an image; also the entries that `make` may leave out.
     """
 
-    def __init__(self, source: Source | MaskSource, make: Make, blank: Row, *, seed: int, stream: Stream) -> None:
+    def __init__(self, source: AnySource, make: Make, blank: Row, *, seed: int, stream: Stream) -> None:
         self.source, self.make, self.blank = source, make, blank
         self.seed, self.stream = seed, stream
 

@@ -16,7 +16,7 @@ from sami.data.images import BrokenImage, image_size
 from sami.data.loading import check_positive
 from sami.data.objects import LONGEST_SIDE, ImageObjects, draw_objects
 from sami.data.sampling import Stream, draw_noise
-from sami.data.sources.base import AnnotatedImage, EncodedImage, MaskSource, Source
+from sami.data.sources.base import AnnotatedImage, AnySource, EncodedImage
 from sami.data.sources.drawn_shards import draw_shards
 from sami.data.sources.images import ShardSource, open_source
 from sami.data.sources.masks import Sa1bShards, open_mask_source
@@ -31,15 +31,10 @@ PLACE_NOISE = 2  # numbers that decide a position in an image
 @dataclass
 class WholeImage:
     """A whole image: `image` uint8 [3, S, S], `input_size` int64 [2], and with a cache the map
-    as it is, see `TargetReader.whole_entries`.
+    as it is, see `TargetReader.whole_entries`."""
 
-    Args:
-        spec: of the model's square.
-        cache: maps of these images.
-    """
-
-    spec: FrameSpec
-    cache: TargetReader | None
+    spec: FrameSpec  # of the model's square
+    cache: TargetReader | None  # maps of these images
 
     def show(self, sample: EncodedImage | AnnotatedImage, index: Index, *, upright: bool = True) -> Row:
         """The entries above. Raises BrokenImage where image or map cannot be used."""
@@ -55,13 +50,9 @@ class WholeImage:
 
 @dataclass
 class PromptedImage(WholeImage):
-    """A whole image to train on, and `noise` float32 [Q, NUM_NOISE], which decides the prompts.
+    """A whole image to train on, and `noise` float32 [Q, NUM_NOISE], which decides the prompts."""
 
-    Args:
-        num_prompts: Q.
-    """
-
-    num_prompts: int
+    num_prompts: int  # Q
 
     def __call__(self, sample: EncodedImage, rng: np.random.Generator, index: Index) -> Row:
         return {**self.show(sample, index), "noise": draw_noise(rng, self.num_prompts)}
@@ -74,12 +65,9 @@ class ImageWithObjects(WholeImage):
     - `objects`, an `ImageObjects`; None without masks.
     - `place_noise` float32 [Q, PLACE_NOISE], which decides positions to ask at, with masks and without.
     - `box` float32 [Q, 2, 2], corners of the boxes of the objects, model frame, and `object_valid` bool [Q], which are.
-
-    Args:
-        num_masks: Q, also the most objects.
     """
 
-    num_masks: int
+    num_masks: int  # Q, also the most objects
 
     def __call__(self, sample: EncodedImage | AnnotatedImage, rng: np.random.Generator, index: Index) -> Row:
         objects, Q = None, self.num_masks
@@ -120,11 +108,8 @@ class WholeImageData(SquareImageData):
         resize_mode: "pad" or "stretch", see `sami.ops.frames`; the teacher's.
         num_prompts: positions in each training image at which masks are asked for, where the method compares masks.
         num_val_masks: of a validation image, at most; images without masks are asked at as many positions.
-        seed: of order and prompts.
-        num_workers: loading processes per rank; 0 loads in the training process.
-        shuffle_window: shards that are shuffled among themselves, see `ShuffledOrder`.
         cache: maps that were written for these images, such as `sami.cache.open.Cache`, or None.
-        val_batch_size: images per validation batch and rank.
+        loading: of `ImageData`; the seed is also that of prompts.
 
     Raises:
         ValueError: see the sources; a number that makes no sense; or the cache holds no maps, or those of other images.
@@ -139,16 +124,12 @@ class WholeImageData(SquareImageData):
         resize_mode: str,
         num_prompts: int,
         num_val_masks: int,
-        seed: int,
-        num_workers: int,
-        shuffle_window: int,
         cache: TargetCache | None,
-        val_batch_size: int,
+        **loading: int,
     ) -> None:
         check_positive(image_size=image_size, num_prompts=num_prompts, num_val_masks=num_val_masks)
-        loading = {"num_workers": num_workers, "shuffle_window": shuffle_window, "val_batch_size": val_batch_size}
         spec = FrameSpec(image_size, image_size, resize_mode)
-        super().__init__(open_source(train), val, open_val_source, spec, seed=seed, **loading)
+        super().__init__(open_source(train), val, open_val_source, spec, **loading)
         self.num_prompts, self.num_val_masks = num_prompts, num_val_masks
         self.train_cache, self.val_caches = None, {}
         if cache:
@@ -168,7 +149,7 @@ class WholeImageData(SquareImageData):
         return EvalSet(self.val_sources[name], make, make.blank(), seed=self.seed, stream=Stream.DISTILLATION_VAL)
 
 
-def open_val_source(where: Any) -> MaskSource | Source:
+def open_val_source(where: Any) -> AnySource:
     """Images, with their masks where there are any: whatever `open_mask_source` or `open_source` takes.
 
     Raises:

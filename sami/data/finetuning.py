@@ -30,18 +30,13 @@ class SomeMasks:
     `image` uint8 [3, S, S], `masks` bool [q, s, s] and `boxes` float32 [q, 4] (see `FrameSpec.mask`), `noise` float32
     [q, NUM_NOISE] (which decides the prompts), `input_size` int64 [2]. q is up to `num_masks`.
 
-    Args:
-        spec: of the model's square.
-        num_masks: of an image, at most.
-        flip: probability of mirroring.
-        scale: smallest and largest area of a window, see `draw_window`; (1, 1) for whole images. A window that no mask
-            reaches into is given up for the whole image.
+    A window that no mask reaches into is given up for the whole image.
     """
 
-    spec: FrameSpec
-    num_masks: int
-    flip: float
-    scale: tuple[float, float] = (1.0, 1.0)
+    spec: FrameSpec  # of the model's square
+    num_masks: int  # of an image, at most
+    flip: float  # probability of mirroring
+    scale: tuple[float, float] = (1.0, 1.0)  # least and most area of a window, see `draw_window`; (1, 1): whole images
 
     def __call__(self, sample: AnnotatedImage, rng: np.random.Generator, index: Index) -> Row:
         """Raises BrokenImage where the image or a mask that was drawn cannot be used, or no mask is left."""
@@ -92,15 +87,10 @@ def pad_objects(rows: list[Row]) -> Batch:
 @dataclass
 class ExactObjects:
     """An image as the model sees it, uint8 [3, S, S], and the exact masks of its `objects`, an `ImageObjects`; with
-    `input_size` int64 [2].
+    `input_size` int64 [2]."""
 
-    Args:
-        spec: of the model's square.
-        num_masks: of an image, at most; always the same.
-    """
-
-    spec: FrameSpec
-    num_masks: int
+    spec: FrameSpec  # of the model's square
+    num_masks: int  # of an image, at most; always the same
 
     def __call__(self, sample: AnnotatedImage, rng: np.random.Generator, index: Index) -> Row:
         objects = draw_objects(sample, self.spec, rng, num_masks=self.num_masks)
@@ -124,10 +114,7 @@ class FinetuningData(SquareImageData):
             App. A).
         flip: probability of mirroring; neither SAM nor EfficientSAM does.
         scale: smallest and largest fraction of an image's area that training sees, see `draw_window`; (1, 1) is all.
-        seed: of order, masks, flips and prompts.
-        num_workers: loading processes per rank; 0 loads in the training process.
-        shuffle_window: shards that are shuffled among themselves, see `ShuffledOrder`.
-        val_batch_size: images per validation batch and rank.
+        loading: of `ImageData`; the seed is also that of masks, flips and prompts.
 
     Raises:
         ValueError: see `open_mask_source`; an unknown `resize_mode`, or a number that makes no sense.
@@ -146,22 +133,18 @@ class FinetuningData(SquareImageData):
         max_area: float,
         flip: float,
         scale: tuple[float, float],
-        seed: int,
-        num_workers: int,
-        shuffle_window: int,
-        val_batch_size: int,
+        **loading: int,
     ) -> None:
         check_positive(image_size=image_size, num_masks=num_masks, num_val_masks=num_val_masks)
         low, high = scale
         if not 0 < max_area <= 1 or not 0 < low <= high <= 1:
             raise ValueError(f"max_area={max_area}, scale={[low, high]}: give fractions above 0 and up to 1, rising")
         spec = FrameSpec(image_size, mask_size or max(1, image_size // 4), resize_mode, max_area)
-        loading = {"num_workers": num_workers, "shuffle_window": shuffle_window, "val_batch_size": val_batch_size}
-        super().__init__(open_mask_source(train), val, open_mask_source, spec, seed=seed, **loading)
+        super().__init__(open_mask_source(train), val, open_mask_source, spec, **loading)
         self.make, self.make_val = SomeMasks(spec, num_masks, flip, (low, high)), ExactObjects(spec, num_val_masks)
 
     def train_set(self) -> TrainSet:
-        how = {"seed": self.seed, "stream": Stream.FINETUNING, "collate": pad_objects}
+        how = {"seed": self.seed, "stream": Stream.FINETUNING, "join": pad_objects}
         return TrainSet(self.train_source, self.train_order(), self.make, **how)
 
     def val_set(self, name: str) -> EvalSet:

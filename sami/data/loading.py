@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sami.data.crops import normalize
 from sami.data.datasets import Batch, EvalSet, TrainSet
 from sami.data.sampling import EvalSampler, PositionSampler, ShuffledOrder
-from sami.data.sources.base import MaskSource, Source
+from sami.data.sources.base import AnySource
 
 
 class BatchLoader(DataLoader):
@@ -86,8 +86,8 @@ class ImageData(pl.LightningDataModule):
 
     def __init__(
         self,
-        train_source: Source | MaskSource,
-        val_sources: Mapping[str, Source | MaskSource],
+        train_source: AnySource,
+        val_sources: Mapping[str, AnySource],
         *,
         seed: int,
         shuffle_window: int,

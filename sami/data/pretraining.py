@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sami.data.crops import CENTER, RandomCrops, center_crop_box, crop_and_resize
 from sami.data.datasets import EvalSet, Index, Row, TrainSet
 from sami.data.images import image_size
 from sami.data.loading import ImageData, check_positive
 from sami.data.sampling import Stream, fixed_view
-from sami.data.sources.base import NO_LABEL, EncodedImage
+from sami.data.sources.base import NO_LABEL, EncodedImage, Source
 from sami.data.sources.drawn_shards import draw_shards
 from sami.data.sources.images import open_source
-from sami.data.targets import TargetCache, TargetReader
+from sami.data.targets import CropViews, TargetCache, TargetReader
 
 Box = tuple[int, int, int, int]  # (top, left, height, width) in pixels of the image
 
@@ -51,9 +50,7 @@ class RandomCrop:
         image = crop_and_resize(sample.image, box, self.image_size, flip=flip)
         return {"image": image, **noise_and_label(sample, rng, self.num_tokens), **target}
 
-    def take_view(
-        self, sample: EncodedImage, rng: np.random.Generator, index: Index
-    ) -> tuple[Box, bool, dict[str, Tensor]]:
+    def take_view(self, sample: EncodedImage, rng: np.random.Generator, index: Index) -> tuple[Box, bool, Row]:
         """Crop box and flip of an image in an epoch, and its target if there is a cache."""
         unit, row, epoch = index
         view = epoch % self.num_views if self.num_views else 0
@@ -108,19 +105,19 @@ class PretrainingData(ImageData):
             no validation.
         image_size: pixels per side of a view.
         patch_size: of the student; gives the number of tokens.
-        seed: of order, crops, flips and masks.
-        num_workers: loading processes per rank; 0 loads in the training process.
-        shuffle_window: shards that are shuffled among themselves, see `ShuffledOrder`.
         scale, ratio, flip: of the random crop, see `RandomCrops`.
         num_views: None for a fresh view each time, else see `RandomCrop`; a cache of views has all of its own by
             default.
         cache: targets that were written for these images, such as `sami.cache.open.Cache`, or None.
-        val_batch_size: images per validation batch and rank.
+        loading: of `ImageData`; the seed is also that of crops, flips and masks.
 
     Raises:
         ValueError: see `ShardSource`, `FolderSource` and `check_positive`; `image_size` is not a multiple of
             `patch_size`; or the cache cannot be used for this run, see its `open_crops`.
     """
+
+    train_source: Source
+    val_sources: dict[str, Source]
 
     def __init__(
         self,
@@ -129,32 +126,28 @@ class PretrainingData(ImageData):
         *,
         image_size: int,
         patch_size: int,
-        seed: int,
-        num_workers: int,
-        shuffle_window: int,
         scale: tuple[float, float],
         ratio: tuple[float, float],
         flip: float,
         num_views: int | None,
         cache: TargetCache | None,
-        val_batch_size: int,
+        **loading: int,
     ) -> None:
         check_positive(image_size=image_size, num_views=num_views)
         if image_size % patch_size:
             raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
-        loading = {"num_workers": num_workers, "shuffle_window": shuffle_window, "val_batch_size": val_batch_size}
         train_source, val_source = open_source(train), open_source(val) if val else None
-        super().__init__(train_source, {"": val_source} if val_source else {}, seed=seed, **loading)
+        super().__init__(train_source, {"": val_source} if val_source else {}, **loading)
         self.image_size, self.crops = image_size, RandomCrops((scale[0], scale[1]), (ratio[0], ratio[1]), flip)
-        side, caches = image_size // patch_size, (None, None)
+        side, train_cache, val_cache = image_size // patch_size, None, None
         if cache:
-            view = {"crops": self.crops, "image_size": image_size, "grid": [side, side]}
-            caches = cache.open_crops(train_source, val_source, num_views=num_views, **view)
-            if not caches[0].holds_maps:
-                num_views = num_views or caches[0].num_views
+            views = CropViews(self.crops, num_views, image_size, (side, side))
+            train_cache, val_cache = cache.open_crops(train_source, val_source, views)
+            if not train_cache.holds_maps:
+                num_views = num_views or train_cache.num_views
         self.num_views = num_views  # that take turns in the epochs of training; None if each is fresh
-        self.make = RandomCrop(image_size, side**2, self.crops, seed, num_views, caches[0])
-        self.make_val = CenterCrop(image_size, side**2, caches[1])
+        self.make = RandomCrop(image_size, side**2, self.crops, self.seed, num_views, train_cache)
+        self.make_val = CenterCrop(image_size, side**2, val_cache)
 
     def train_set(self) -> TrainSet:
         return TrainSet(self.train_source, self.train_order(), self.make, seed=self.seed, stream=Stream.PRETRAINING)
@@ -165,11 +158,7 @@ class PretrainingData(ImageData):
 
 
 def image_folder(root: str, val: str | None, **options: Any) -> PretrainingData:
-    """`PretrainingData` of a plain folder of images.
-
-    Raises:
-        ValueError: see `FolderSource`.
-    """
+    """`PretrainingData` of a plain folder of images. Raises ValueError where `root` is none."""
     if not Path(root).is_dir():
         raise ValueError(f"root={root} is not a folder")
     return PretrainingData(root, val, shuffle_window=1, **options)

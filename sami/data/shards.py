@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import webdataset
+from webdataset.writer import TarWriter
 
 from sami.files import whole_file
 
@@ -31,7 +31,7 @@ def write_shard(path: Path, samples: Iterable[dict[str, str | bytes]]) -> None:
         samples: `__key__` (no dots: webdataset cuts a name at its first dot), and one entry per extension.
     """
     tar_options = {"encoder": False, "user": "sami", "group": "sami", "mtime": 0}
-    with whole_file(path) as file, webdataset.TarWriter(file, **tar_options) as tar:
+    with whole_file(path) as file, TarWriter(file, **tar_options) as tar:
         for sample in samples:
             tar.write(sample)
 

@@ -18,7 +18,7 @@ from sami.data.datasets import Batch, Row
 from sami.data.images import decode_image, image_size
 from sami.data.loading import ImageData
 from sami.data.sources.annotations import segmentation_counts
-from sami.data.sources.base import MaskSource, Source
+from sami.data.sources.base import AnySource
 from sami.ops.frames import ImageFrame, frame_of
 from sami.ops.rle import Window, counts_to_box, mask_cells
 
@@ -27,20 +27,14 @@ from sami.ops.rle import Window, counts_to_box, mask_cells
 class FrameSpec:
     """The square that the model sees, and the cells that masks are compared on.
 
-    Args:
-        image_size: S.
-        mask_size: s.
-        resize_mode: "stretch" or "pad", see `sami.ops.frames`.
-        max_area: of the image; larger masks are dropped.
-
     Raises:
         ValueError: an unknown `resize_mode`.
     """
 
-    image_size: int
-    mask_size: int
-    resize_mode: str
-    max_area: float = 1.0
+    image_size: int  # S
+    mask_size: int  # s
+    resize_mode: str  # "stretch" or "pad", see `sami.ops.frames`
+    max_area: float = 1.0  # of the image; larger masks are dropped
 
     def __post_init__(self) -> None:
         if self.resize_mode not in ("stretch", "pad"):
@@ -142,12 +136,7 @@ class SquareImageData(ImageData):
     """
 
     def __init__(
-        self,
-        train: Source | MaskSource,
-        val: Any,
-        open_val: Callable[[Any], Source | MaskSource],
-        spec: FrameSpec,
-        **loading: int,
+        self, train: AnySource, val: Any, open_val: Callable[[Any], AnySource], spec: FrameSpec, **loading: int
     ) -> None:
         named = val if isinstance(val, Mapping) and "annotations" not in val else {"": val} if val else {}
         super().__init__(train, {name: open_val(where) for name, where in named.items()}, **loading)

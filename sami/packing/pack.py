@@ -43,7 +43,8 @@ class SkippedList:
         self.rows: list[tuple[str, str, str]] = []
         if path.exists():
             with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-                self.rows = [tuple(row) for row in list(csv.reader(file))[1:] if row[0] not in redo]
+                rows = list(csv.reader(file))[1:]
+                self.rows = [(shard, image, why) for shard, image, why in rows if shard not in redo]
 
     def count(self, shards: Collection[str]) -> int:
         return sum(shard in shards for shard, _, _ in self.rows)

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import get_context, parent_process
@@ -32,7 +32,9 @@ class Outcome(NamedTuple):
     reason: str  # empty when all is well
 
 
-def reencode_files(paths: list[Path], *, short_side: int | None, quality: int, num_workers: int) -> Iterator[Outcome]:
+def reencode_files(
+    paths: list[Path], *, short_side: int | None, quality: int, num_workers: int
+) -> Generator[Outcome, None, None]:
     """One outcome per file, in order; close it to end the processes.
 
     Args:
@@ -101,8 +103,11 @@ def _prepare_worker() -> None:
     """Leave Ctrl-C to the parent, and end when it is killed: a pool's process would wait for work forever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    parent = parent_process()
+    assert parent is not None, "called in a process of a pool"
+
     def follow_parent() -> None:
-        parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=follow_parent, daemon=True).start()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from training_runs import compose_config
 
-from sami.benchmark.__main__ import benchmark_segmenter
+from sami.benchmark.__main__ import run
 from sami.benchmark.segmenter import decoder_stages, encoder_stages
 from sami.benchmark.timing import count_flops
 from sami.models.build import build_sam
@@ -22,7 +22,7 @@ def test_stages_run_and_do_the_work_they_name() -> None:
 def test_tables_on_a_small_setting(capsys: pytest.CaptureFixture) -> None:
     options = ["segmenter.image_size=64", "segmenter.models=[efficient_sam_vitt]", "segmenter.num_prompts=3"]
     options += ["stage=segmenter", "steps=1", "precision=bf16", "device=cpu", "threads=1"]
-    benchmark_segmenter(compose_config(options, name="benchmark"))
+    run(compose_config(options, name="benchmark"))
     rows = {line[:24].strip(): line[24:].split() for line in capsys.readouterr().out.splitlines()}
     speed, released, ratio, share, beside_fp32 = map(float, rows["efficient_sam_vitt"][:5])
     assert min(speed, released, ratio, share, beside_fp32) > 0

@@ -116,7 +116,7 @@ def gaps(tmp_path: Path, around: float, *, flip: float) -> dict[str, tuple[float
         path=str(tmp_path / f"cache{around}{flip}"), kind="maps", num_views=1, storage="fp16", channels=None,
         map_size=256, precision="32", batch_size=4, shard_size=4, num_workers=0, max_broken_rate=0.0,
     )  # fmt: skip
-    views = ViewsToCache(data.train_source, side=256, crops=data.crops, seed=0, whole=True)
+    views = ViewsToCache(data.train_source, image_size=256, crops=data.crops, seed=0, whole=True)
     running = RunningTeacher(Colours(around), precision="32", device=torch.device("cpu"))
     split = CacheSplit("train", options, views, running.network, {"_target_": "Colours"})
     write_split(split, running, split.claim(running, None), (0, 1), Event())

@@ -1,3 +1,4 @@
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from conftest import draw_photo, encode, write_folder
 from sami.cache.layout import CacheLayout
 from sami.cache.recipe import compare
 from sami.cache.views import ShardSampler, ViewsToCache
-from sami.data.crops import RandomCrops, crop_and_resize, image_checksum
+from sami.data.crops import RandomCrops, crop_and_resize
 from sami.data.datasets import EvalSet, TrainSet
 from sami.data.pretraining import CenterCrop, RandomCrop
 from sami.data.sampling import ShuffledOrder, Stream
@@ -18,7 +19,7 @@ CROPS = RandomCrops((0.2, 1.0), (0.75, 1.33), 0.5)
 
 def test_fixed_views_are_those_that_training_draws(tmp_path: Path) -> None:
     source = FolderSource(str(write_folder(tmp_path, 8)))
-    written = ViewsToCache(source, side=32, crops=CROPS, seed=3)
+    written = ViewsToCache(source, image_size=32, crops=CROPS, seed=3)
     order = ShuffledOrder(source.counts, seed=9, window=1, epoch_size=8)
     crop = RandomCrop(32, 4, CROPS, seed=3, num_views=2)
     trained = TrainSet(source, order, crop, seed=3, stream=Stream.PRETRAINING)
@@ -30,7 +31,7 @@ def test_fixed_views_are_those_that_training_draws(tmp_path: Path) -> None:
 
 def test_centres_are_those_that_validation_sees(tmp_path: Path) -> None:
     source = FolderSource(str(write_folder(tmp_path, 5)))
-    written = ViewsToCache(source, side=32, crops=None, seed=0).__getitems__([(0, row, 0) for row in range(5)])
+    written = ViewsToCache(source, image_size=32, crops=None, seed=0).__getitems__([(0, row, 0) for row in range(5)])
     crop = CenterCrop(32, 4)
     seen = EvalSet(source, crop, crop.blank(), seed=0, stream=Stream.PRETRAINING_VAL).__getitems__(list(range(5)))
     assert torch.equal(written["image"], seen["image"])
@@ -39,11 +40,11 @@ def test_centres_are_those_that_validation_sees(tmp_path: Path) -> None:
 def test_the_head_says_what_was_seen(tmp_path: Path) -> None:
     source = FolderSource(str(write_folder(tmp_path, 2)))
     (tmp_path / "class_0" / "photo_000.jpg").write_bytes(b"no image")
-    batch = ViewsToCache(source, side=32, crops=CROPS, seed=3).__getitems__([(0, 0, 1), (0, 1, 4)])
+    batch = ViewsToCache(source, image_size=32, crops=CROPS, seed=3).__getitems__([(0, 0, 1), (0, 1, 4)])
     head, data = batch["head"], source.read(0, 1).image
     assert head["valid"].tolist() == [False, True] and [where for where, _ in batch["broken"]] == [source.name(0, 0)]
     assert (head["row"].tolist(), head["view"].tolist()) == ([0, 1], [1, 4])
-    assert head[1]["size"].tolist() == [48, 64] and head[1]["photo"] == image_checksum(data)
+    assert head[1]["size"].tolist() == [48, 64] and head[1]["photo"] == zlib.crc32(data)
     again = crop_and_resize(data, tuple(head[1]["box"].tolist()), 32, flip=bool(head[1]["flip"]))
     assert torch.equal(again, batch["image"][1]) and not batch["image"][0].any()
 
@@ -54,16 +55,16 @@ def test_padding_and_broken_images_do_not_count(tmp_path: Path) -> None:
         (tmp_path / f"{number}.png").write_bytes(encode(photo, "PNG"))
     (tmp_path / "3.png").write_bytes(b"no image")
     source = FolderSource(str(tmp_path))
-    views = ViewsToCache(source, side=64, crops=CROPS, seed=0, whole=True)
+    views = ViewsToCache(source, image_size=64, crops=CROPS, seed=0, whole=True)
     batch = views.__getitems__([(0, row, 0) for row in range(4)])
-    counted = views.counted_tokens(batch["head"], (4, 4)).reshape(4, 4, 4)
+    counted = views.valid_tokens(batch["head"], (4, 4)).reshape(4, 4, 4)
     expected = torch.zeros(4, 4, 4, dtype=torch.bool)
     expected[0] = True
     expected[1, :3] = True  # 33 of 64 rows reach into the third row of tokens
     expected[2, :, :2] = True
     assert torch.equal(counted, expected)
     views.whole = False
-    assert views.counted_tokens(batch["head"], (4, 4)).sum(1).tolist() == [16, 16, 16, 0]
+    assert views.valid_tokens(batch["head"], (4, 4)).sum(1).tolist() == [16, 16, 16, 0]
 
 
 def test_batches_end_with_their_shard() -> None:
@@ -77,6 +78,6 @@ def test_batches_end_with_their_shard() -> None:
 
 
 def test_a_cache_of_other_pixels_is_told_apart() -> None:
-    now = ViewsToCache(None, side=32, crops=None, seed=0).describe()
+    now = ViewsToCache(None, image_size=32, crops=None, seed=0).describe()
     (line,) = compare({"transform": {**now, "version": 1}}, {"transform": now})
     assert line.startswith("transform.version: 1 in the cache, 2 now") and "write the cache again" in line

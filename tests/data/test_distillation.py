@@ -1,5 +1,6 @@
 """Whole photos for distillation: what counts as photo, maps that come back as they were written, photos of any kind."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,8 @@ def test_tokens_that_show_a_photo_are_those_of_the_cache() -> None:
     cells = content_cells(torch.tensor(sizes), 64, (4, 4))
     heads = np.zeros(len(sizes), dtype=HEAD)
     heads["size"], heads["valid"] = sizes, True
-    views = ViewsToCache(None, side=64, crops=None, seed=0, whole=True)
-    assert torch.equal(cells, views.counted_tokens(heads, (4, 4)))
+    views = ViewsToCache(None, image_size=64, crops=None, seed=0, whole=True)
+    assert torch.equal(cells, views.valid_tokens(heads, (4, 4)))
     assert cells.sum(1).tolist() == [12, 12, 4, 16, 4]
 
 
@@ -104,6 +105,15 @@ def test_a_cache_is_refused_where_it_does_not_fit(made, tmp_path) -> None:
         build(str(photos), None, cache=Cache(str(folder)), resize_mode="stretch")
     data = build(str(photos), {"a": str(photos), "b": str(photos)}, cache=Cache(str(folder)))
     assert not data.knows_teacher("a")  # which of several it was written for is not known
+
+
+def test_maps_of_other_pixels_are_refused(made, tmp_path) -> None:
+    photos, folder = made
+    shutil.copytree(folder, tmp_path / "old")
+    manifest = tmp_path / "old" / "train" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(ValueError, match=r"version: 1 in the cache, 2 now .*write the cache again"):
+        build(str(photos), None, cache=Cache(str(tmp_path / "old")))
 
 
 def test_broken_photos_and_changed_ones_are_replaced(made, tmp_path) -> None:

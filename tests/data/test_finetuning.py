@@ -26,7 +26,7 @@ def train_set(source: MaskSource, *, seed: int = 0, num_masks: int = 3, flip: fl
     order = ShuffledOrder(source.counts, seed=seed, window=2, epoch_size=8)
     own = FrameSpec(**{"image_size": 32, "mask_size": 16, "resize_mode": "stretch", "max_area": 0.9, **spec})
     some = SomeMasks(own, num_masks, flip)
-    return TrainSet(source, order, some, seed=seed, stream=Stream.FINETUNING, collate=pad_objects)
+    return TrainSet(source, order, some, seed=seed, stream=Stream.FINETUNING, join=pad_objects)
 
 
 def val_set(source: MaskSource, spec: FrameSpec) -> EvalSet:

@@ -1,4 +1,4 @@
-"""What annotation files write about a mask, as run lengths: COCO's polygons, compressed and uncompressed code.
+"""Segmentations of COCO and SA-1B to run lengths: polygons, compressed and uncompressed RLE.
 
 H W pixels   n runs
 """

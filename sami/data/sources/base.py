@@ -1,9 +1,14 @@
 """What a source of images is, and what it gives: the bytes of an image file, with a label or with masks."""
 
+import hashlib
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from sami.data.images import BrokenImage, image_size
+import numpy as np
+
+from sami.data.images import IMAGE_EXTENSIONS, BrokenImage, image_size, list_images
 from sami.data.sources.annotations import code_size, polygons_leave
 
 NO_LABEL = -1
@@ -38,48 +43,78 @@ class AnnotatedImage(NamedTuple):
             return stored, False
         if self.stated_size not in (None, size):
             stated, found = ("x".join(map(str, sides)) for sides in (self.stated_size, size))
-            cause = (
-                "rotated, or made smaller?" if size == stored else "EXIF turns it: save it upright, or mend the size"
-            )
+            turned = "EXIF turns it: save it upright, or mend the size"
+            cause = "rotated, or made smaller?" if size == stored else turned
             raise BrokenImage(f"its masks are for {stated} pixels, and it has {found} ({cause})")
         return size, True
 
 
-class Source(Protocol):
+class Images(Protocol):
     """Images in units: a unit is what is read together, a shard or a whole folder."""
 
     @property
-    def counts(self) -> Sequence[int]:
-        """Images in each unit."""
-        ...
+    def counts(self) -> Sequence[int]: ...  # images in each unit
 
     @property
-    def fingerprint(self) -> str:
-        """Changes when the images are others."""
-        ...
+    def fingerprint(self) -> str: ...  # changes when the images are others
 
-    def name(self, unit: int, row: int) -> str:
-        """Where this image lies, for messages: file, or shard and key."""
-        ...
-
-    def key(self, unit: int, row: int) -> str:
-        """What this image's record in a cache is called."""
-        ...
-
-    def read(self, unit: int, row: int) -> EncodedImage:
-        """The bytes. Raises BrokenImage where this one image is at fault."""
-        ...
+    def name(self, unit: int, row: int) -> str: ...  # where it lies, for messages: file, or shard and key
 
 
-class MaskSource(Protocol):
-    """Images with masks in units, else as `sami.data.sources.images.Source`."""
+class Source(Images, Protocol):
+    """Images, perhaps with labels. `read` raises BrokenImage where this one image is at fault."""
 
-    @property
-    def counts(self) -> Sequence[int]: ...
+    def key(self, unit: int, row: int) -> str: ...  # what this image's record in a cache is called
 
-    @property
-    def fingerprint(self) -> str: ...
+    def read(self, unit: int, row: int) -> EncodedImage: ...
 
-    def name(self, unit: int, row: int) -> str: ...
+
+class MaskSource(Images, Protocol):
+    """Images with masks. `read` raises BrokenImage where this one image is at fault."""
 
     def read(self, unit: int, row: int) -> AnnotatedImage: ...
+
+
+AnySource = Source | MaskSource
+
+
+class ImageFiles:
+    """Image files by number, all of them one unit: what `Source` asks for but `read`.
+
+    Args:
+        root: the folder that paths count from.
+        files: the paths.
+        content: what else tells these images from others.
+    """
+
+    def __init__(self, root: Path, files: Sequence[str], content: bytes = b"") -> None:
+        self.root, self.counts = root, [len(files)]
+        # an array: a million Python strings would be copied into each worker, page by page, as they are looked at
+        self.files = np.array([os.fsencode(file) for file in files])
+        self.fingerprint = hashlib.sha256(b"\n".join(self.files) + content).hexdigest()[:16]
+
+    def name(self, unit: int, row: int) -> str:
+        """The path."""
+        return str(self.root / os.fsdecode(self.files[row]))
+
+    def key(self, unit: int, row: int) -> str:
+        """The image's number: paths may be long, and differ in their extension alone."""
+        return f"{row:08d}"
+
+    def read_bytes(self, row: int, suffix: str | None = None) -> bytes:
+        """The image file, or the one beside it with another suffix. Raises BrokenImage where it cannot be opened."""
+        path = Path(self.name(0, row))
+        try:
+            return (path if suffix is None else path.with_suffix(suffix)).read_bytes()
+        except OSError as error:
+            raise BrokenImage(f"{type(error).__name__}: {error}") from error
+
+
+def find_files(root: str) -> list[str]:
+    """The sorted paths of all images below a folder. Raises ValueError: no such folder, or no image in it."""
+    if not Path(root).is_dir():
+        raise ValueError(f"{root} is not a folder")
+    files = sorted(list_images(Path(root)))
+    if not files:
+        raise ValueError(f"no image below {root}: looked for {', '.join(IMAGE_EXTENSIONS)}")
+    return files

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -72,8 +73,9 @@ def _samples(split: str, seed: int, indices: range, size: int, progress: tqdm) -
 def _annotate(masks: ndarray, key: str, image_id: int) -> dict:
     """The masks in SA-1B's schema (arXiv:2304.02643); ids are unique over all scenes."""
     (_, height, width), annotations = masks.shape, []
-    for number, rle in enumerate(coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))):
-        y, x = np.nonzero(masks[number])
+    for number, mask in enumerate(masks):
+        rle: Any = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))  # its stub takes the bytes for text
+        y, x = np.nonzero(mask)
         centre = ((y - y.mean()) ** 2 + (x - x.mean()) ** 2).argmin()  # a star or a ring may not hold its mean
         annotations.append({
             "id": image_id * 8 + number,

@@ -12,17 +12,13 @@ import numpy as np
 from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
-from sami.data.images import IMAGE_EXTENSIONS, BrokenImage, list_images
-from sami.data.sources.base import NO_LABEL, EncodedImage, Source
+from sami.data.images import BrokenImage
+from sami.data.sources.base import NO_LABEL, EncodedImage, ImageFiles, Source, find_files
 from sami.data.sources.tar_index import TarIndex, load_index
 
 
 def open_source(where: str | list[str]) -> Source:
-    """A folder of images, or shards.
-
-    Raises:
-        ValueError: see `ShardSource` and `FolderSource`.
-    """
+    """A folder of images, or shards. Raises ValueError: see `ShardSource` and `FolderSource`."""
     if isinstance(where, str) and Path(where).is_dir():
         return FolderSource(where)
     return ShardSource(where)
@@ -69,10 +65,14 @@ class ShardSource:
         """Open files do not travel to worker processes that are not forked."""
         return {**self.__dict__, "_opened": OrderedDict()}
 
+    def load(self, path: Path) -> TarIndex:
+        """The byte ranges of a shard."""
+        return load_index(path)
+
     def open_unit(self, unit: int) -> tuple[TarIndex, int]:
         """(byte ranges, file descriptor) of a shard."""
         if unit not in self._opened:
-            self._opened[unit] = load_index(self.paths[unit]), os.open(self.paths[unit], os.O_RDONLY)
+            self._opened[unit] = self.load(self.paths[unit]), os.open(self.paths[unit], os.O_RDONLY)
             if len(self._opened) > self.max_open:
                 os.close(self._opened.popitem(last=False)[1][1])
         self._opened.move_to_end(unit)
@@ -87,13 +87,9 @@ class ShardSource:
         return str(self.open_unit(unit)[0].keys[row])
 
     def read(self, unit: int, row: int) -> EncodedImage:
-        """The bytes of one member.
-
-        Raises:
-            BrokenImage: the sample has no image, or a label that is not a number.
-        """
+        """The bytes of one member. Raises BrokenImage: the sample has no image, or a label that is not a number."""
         index, descriptor = self.open_unit(unit)
-        image = next((span for ext in IMAGE_EXTENSIONS if (span := index.span(row, ext))), None)
+        image = index.image_span(row)
         if image is None:
             present = [str(ext) for ext in index.extensions if index.span(row, ext)]
             raise BrokenImage(f"no image in this sample, only {', '.join(present)}")
@@ -120,7 +116,7 @@ def count_one(path: Path) -> int:
     return len(load_index(path).keys)
 
 
-class FolderSource:
+class FolderSource(ImageFiles):
     """A folder of images, at any depth. The sorted folders on its first level are the classes.
 
     Raises:
@@ -128,35 +124,12 @@ class FolderSource:
     """
 
     def __init__(self, root: str) -> None:
-        self.root = Path(root)
-        if not self.root.is_dir():
-            raise ValueError(f"{root} is not a folder")
-        files = sorted(list_images(self.root))
-        if not files:
-            raise ValueError(f"no image below {root}: looked for {', '.join(IMAGE_EXTENSIONS)}")
+        files = find_files(root)
+        super().__init__(Path(root), files)
         self.classes = sorted({file.split(os.sep)[0] for file in files if os.sep in file})
         number = {name: label for label, name in enumerate(self.classes)}
-        # arrays: a million Python strings would be copied into each worker, page by page, as they are looked at
         self.labels = np.array([number[file.split(os.sep)[0]] if os.sep in file else NO_LABEL for file in files])
-        self.files = np.array([os.fsencode(file) for file in files])
-        self.counts = [len(files)]
-        self.fingerprint = hashlib.sha256(b"\n".join(self.files)).hexdigest()[:16]
-
-    def name(self, unit: int, row: int) -> str:
-        """The path."""
-        return str(self.root / os.fsdecode(self.files[row]))
-
-    def key(self, unit: int, row: int) -> str:
-        """The image's number in the sorted list: paths may be long, and differ in their extension alone."""
-        return f"{row:08d}"
 
     def read(self, unit: int, row: int) -> EncodedImage:
-        """The bytes of one file.
-
-        Raises:
-            BrokenImage: the file cannot be opened.
-        """
-        try:
-            return EncodedImage(Path(self.name(unit, row)).read_bytes(), int(self.labels[row]))
-        except OSError as error:
-            raise BrokenImage(f"{type(error).__name__}: {error}") from error
+        """The bytes of one file. Raises BrokenImage where it cannot be opened."""
+        return EncodedImage(self.read_bytes(row), int(self.labels[row]))

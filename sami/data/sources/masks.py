@@ -1,6 +1,5 @@
 """Images with masks on disk, each readable by number: SA-1B's tars, folders in its layout, COCO's JSON files."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -9,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sami.data.images import IMAGE_EXTENSIONS, BrokenImage, list_images
+from sami.data.images import BrokenImage
 from sami.data.sampling import locate_in_file_order
-from sami.data.sources.base import AnnotatedImage, MaskSource
+from sami.data.sources.base import AnnotatedImage, ImageFiles, MaskSource, find_files
 from sami.data.sources.images import ShardSource
 from sami.data.sources.tar_index import TarIndex, load_index, unite_rows
 
@@ -24,16 +23,11 @@ class Sa1bShards(ShardSource):
 
     def __init__(self, shards: str | Sequence[str]) -> None:
         super().__init__(shards)
-        self.counts = [len(np.unique(load_index(path).keys)) for path in self.paths]
+        self.counts = [len(self.load(path).keys) for path in self.paths]
 
-    def open_unit(self, unit: int) -> tuple[TarIndex, int]:
-        """As of `ShardSource`, with image and masks in one row even where they are not neighbours."""
-        new = unit not in self._opened
-        index, descriptor = super().open_unit(unit)
-        if new:
-            index = unite_rows(index)
-            self._opened[unit] = index, descriptor
-        return index, descriptor
+    def load(self, path: Path) -> TarIndex:
+        """The byte ranges, of image and masks in one row even where they are not neighbours."""
+        return unite_rows(load_index(path))
 
     def read(self, unit: int, row: int) -> AnnotatedImage:
         """The image's bytes and the parsed JSON.
@@ -42,7 +36,7 @@ class Sa1bShards(ShardSource):
             BrokenImage: one of the two is missing, or the JSON is not SA-1B's.
         """
         index, descriptor = self.open_unit(unit)
-        image = next((span for ext in IMAGE_EXTENSIONS if (span := index.span(row, ext))), None)
+        image = index.image_span(row)
         record = index.span(row, "json")
         if image is None or record is None:
             raise BrokenImage(f"no {'image' if image is None else '.json'} of this name in the shard")
@@ -50,18 +44,14 @@ class Sa1bShards(ShardSource):
 
 
 def parse_sa1b(data: bytes) -> list[Any]:
-    """The segmentations in a JSON file of SA-1B.
-
-    Raises:
-        BrokenImage: no JSON, or none with annotations of this kind.
-    """
+    """The segmentations in a JSON file of SA-1B. Raises BrokenImage: no JSON, or none with annotations of this kind."""
     try:
         return [annotation["segmentation"] for annotation in json.loads(data)["annotations"]]
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenImage(f"its .json is not SA-1B's ({type(error).__name__}: {error})") from error
 
 
-class Sa1bFolder:
+class Sa1bFolder(ImageFiles):
     """A folder of `name.jpg` (or png, webp, ...) and `name.json` in SA-1B's schema, at any depth.
 
     Raises:
@@ -69,19 +59,9 @@ class Sa1bFolder:
     """
 
     def __init__(self, root: str) -> None:
-        self.root = Path(root)
-        files = sorted(list_images(self.root)) if self.root.is_dir() else []
-        if not files:
-            raise ValueError(f"{root} is not a folder with images: looked for {', '.join(IMAGE_EXTENSIONS)}")
+        super().__init__(Path(root), find_files(root))
         if next(self.root.rglob("*.json"), None) is None:
             raise ValueError(f"no .json below {root}: masks are expected beside each image, as in SA-1B")
-        self.files = np.array([os.fsencode(file) for file in files])
-        self.counts = [len(files)]
-        self.fingerprint = hashlib.sha256(b"\n".join(self.files)).hexdigest()[:16]
-
-    def name(self, unit: int, row: int) -> str:
-        """The path of the image."""
-        return str(self.root / os.fsdecode(self.files[row]))
 
     def read(self, unit: int, row: int) -> AnnotatedImage:
         """The bytes of the image and the parsed JSON beside it.
@@ -89,14 +69,10 @@ class Sa1bFolder:
         Raises:
             BrokenImage: one of the two cannot be read, or the JSON is not SA-1B's.
         """
-        path = Path(self.name(unit, row))
-        try:
-            return AnnotatedImage(path.read_bytes(), parse_sa1b(path.with_suffix(".json").read_bytes()))
-        except OSError as error:
-            raise BrokenImage(f"{type(error).__name__}: {error}") from error
+        return AnnotatedImage(self.read_bytes(row), parse_sa1b(self.read_bytes(row, ".json")))
 
 
-class CocoSource:
+class CocoSource(ImageFiles):
     """A JSON file in COCO's format and the folder of its images.
 
     Images without an object to learn from are left out: COCO has such, and they are not broken. Annotations without a
@@ -111,49 +87,35 @@ class CocoSource:
     """
 
     def __init__(self, annotations: str, images: str) -> None:
-        self.root = Path(images)
-        if not Path(annotations).is_file() or not self.root.is_dir():
+        if not Path(annotations).is_file() or not Path(images).is_dir():
             raise ValueError(f"COCO data needs a file and a folder: annotations={annotations}, images={images}")
+        objects: dict[int, list[Any]] = {}
         try:
             content = json.loads(Path(annotations).read_bytes())
-            images = {image["id"]: image for image in content["images"]}
-            names = {number: image["file_name"] for number, image in images.items()}
-            objects: dict[int, list[Any]] = {number: [] for number in images}
             for annotation in content["annotations"]:
                 if annotation.get("segmentation") and not annotation.get("iscrowd"):
-                    objects[annotation["image_id"]].append(annotation["segmentation"])
+                    objects.setdefault(annotation["image_id"], []).append(annotation["segmentation"])
+            known = {image["id"]: image for image in content["images"]}
+            names = {number: image["file_name"] for number, image in known.items() if number in objects}
+            if strangers := objects.keys() - names.keys():
+                raise KeyError(min(strangers))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{annotations} is not COCO's format ({type(error).__name__}: {error})") from error
-        kept = [number for number in names if objects[number]]
-        if not kept:
+        if not names:
             raise ValueError(f"{annotations} has no object with a mask")
-        # one block of bytes: a million Python objects would be copied into each worker, page by page, as they are read
-        texts = [json.dumps(objects[number]).encode() for number in kept]
+        # one block of bytes, for the reason that `ImageFiles` has for its array
+        texts = [json.dumps(objects[number]).encode() for number in names]
         self.text = np.frombuffer(b"".join(texts), dtype=np.uint8)
         self.ends = np.cumsum([len(text) for text in texts])
-        self.files = np.array([os.fsencode(names[number]) for number in kept])
-        self.sizes = np.array([[images[number].get(side, 0) for side in ("height", "width")] for number in kept])
-        self.counts = [len(kept)]
-        self.fingerprint = hashlib.sha256(b"\n".join(self.files) + self.text.tobytes()).hexdigest()[:16]
-
-    def name(self, unit: int, row: int) -> str:
-        """The path of the image."""
-        return str(self.root / os.fsdecode(self.files[row]))
+        self.sizes = np.array([[known[number].get(name, 0) for name in ("height", "width")] for number in names])
+        super().__init__(Path(images), list(names.values()), self.text.tobytes())
 
     def read(self, unit: int, row: int) -> AnnotatedImage:
-        """The bytes of the image and the segmentations of its objects.
-
-        Raises:
-            BrokenImage: the image cannot be opened.
-        """
+        """The bytes of the image and the segmentations of its objects. Raises BrokenImage where it cannot be opened."""
         begin = self.ends[row - 1] if row else 0
-        try:
-            image = Path(self.name(unit, row)).read_bytes()
-        except OSError as error:
-            raise BrokenImage(f"{type(error).__name__}: {error}") from error
-        height, width = (int(side) for side in self.sizes[row])
+        height, width = (int(number) for number in self.sizes[row])
         segmentations = json.loads(self.text[begin : self.ends[row]].tobytes())
-        return AnnotatedImage(image, segmentations, (height, width) if height and width else None)
+        return AnnotatedImage(self.read_bytes(row), segmentations, (height, width) if height and width else None)
 
 
 class JoinedSources:

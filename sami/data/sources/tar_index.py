@@ -1,4 +1,4 @@
-"""Where each sample of a tar shard lies, so that any of them can be read without reading the others.
+"""Random access to webdataset tar shards: an index of where each sample lies, so that any can be read alone.
 
 A webdataset shard is a tar file in which consecutive members with one base name are one sample. Reading it as a
 stream cannot be restarted in the middle without replaying it; with the byte ranges of its members any position of an
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
+from sami.data.images import IMAGE_EXTENSIONS
 from sami.files import whole_file
 
 
@@ -32,6 +33,10 @@ class TarIndex(NamedTuple):
             return None
         offset, size = self.spans[row, columns[0]]
         return int(offset), int(size)
+
+    def image_span(self, row: int) -> tuple[int, int] | None:
+        """`span` of a sample's image, whatever its extension."""
+        return next((span for extension in IMAGE_EXTENSIONS if (span := self.span(row, extension))), None)
 
 
 def index_folder() -> Path:
@@ -73,17 +78,13 @@ def writable(folder: Path) -> bool:
 
 
 def scan_shard(path: Path) -> TarIndex:
-    """Walks the headers of a shard.
-
-    Raises:
-        ValueError: as `load_index`.
-    """
+    """Walks the headers of a shard. Raises ValueError: as `load_index`."""
     rows: list[tuple[str, dict[str, tuple[int, int]]]] = []
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 key, extension = base_plus_ext(member.name)
-                if not member.isfile() or key is None or os.path.basename(key).startswith("."):
+                if not member.isfile() or key is None or extension is None or os.path.basename(key).startswith("."):
                     continue
                 if not rows or rows[-1][0] != key:
                     rows.append((key, {}))
@@ -125,8 +126,8 @@ def unite_rows(index: TarIndex) -> TarIndex:
     if len(first) == len(index.keys):
         return index
     order = np.argsort(first)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
     spans = np.full((len(first), *index.spans.shape[1:]), -1, dtype=np.int64)
-    np.maximum.at(spans, place[number.ravel()], index.spans)  # absent members are -1
+    np.maximum.at(spans, position[number.ravel()], index.spans)  # absent members are -1
     return TarIndex(index.keys[first[order]], index.extensions, spans)

@@ -145,7 +145,7 @@ def test_several_sources_are_one(tmp_path) -> None:
     ("where", "message"),
     [
         ("{tmp}/none.tar", "1 of the 1 shards"),
-        ("{tmp}/empty", "not a folder with images"),
+        ("{tmp}/empty", "no image below"),
         ("{tmp}/photos", "no .json below"),
         ("{tmp}/list.json", "needs a file and a folder"),
         ({"annotations": "{tmp}/list.json", "images": "{tmp}/photos"}, "is not COCO's format"),
