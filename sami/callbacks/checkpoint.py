@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sami.cli import print0
@@ -72,9 +72,7 @@ class RunCheckpoint(pl.Callback):
         """Remembers that the run shall stop."""
         self.requested = True
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, between = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
         if between or step >= trainer.max_steps:
             return
@@ -91,9 +89,7 @@ class RunCheckpoint(pl.Callback):
         self.consensus.finish()
         trainer.save_checkpoint(self.path)
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Counts the batches that were done in batches of this run: another machine may accumulate more or fewer."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):

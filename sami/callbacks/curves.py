@@ -24,13 +24,6 @@ class Curves(pl.Callback):
         self.table, self.path = Path(table), Path(path)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Method) -> None:
-        self.draw(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Method) -> None:
-        self.draw(trainer, pl_module)
-
-    def draw(self, trainer: pl.Trainer, pl_module: Method) -> None:
-        """Writes the picture, on the first rank."""
         if not trainer.is_global_zero or not self.table.exists():
             return
         numbers: dict[str, Points] = {}
@@ -38,6 +31,8 @@ class Curves(pl.Callback):
             numbers.setdefault(name, []).append((step, value))
         with whole_file(self.path) as file:
             draw_panels(pl_module.curves(list(numbers)), numbers).savefig(file, format="png", dpi=110)
+
+    on_train_end = on_validation_end
 
 
 def draw_panels(panels: list[Panel], numbers: dict[str, Points]) -> Figure:

@@ -29,12 +29,7 @@ from sami.ops.prompts import (
 )
 
 NUM_CLICKS = (1, 3, 5)
-KINDS = (
-    "box",
-    *(f"click_{number}" for number in NUM_CLICKS),
-    *(f"uniform_{number}" for number in NUM_CLICKS),
-    "filled_box",
-)
+KINDS = ("box", *(f"{way}_{number}" for way in ("click", "uniform") for number in NUM_CLICKS), "filled_box")
 MEASURED_ON = f"box mIoU measured on masks of at most {LONGEST_SIDE} pixels on the longest side"  # and that of clicks
 MASK_PIXELS = 2**24  # of full-size logits at a time
 

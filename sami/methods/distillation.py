@@ -126,21 +126,18 @@ class Distillation(Method):
         return cast(dict[str, Sam], dict(self.students.items()))
 
     def networks(self) -> list[nn.Module]:
-        """See `Method`."""
         return list(self.segmenters.values())
 
     def frozen_parts(self) -> list[nn.Module]:
-        """See `Method`."""
         return [getattr(student, part) for student in self.networks() for part in DECODER if part not in self.parts]
 
     def contract(self, settings: dict[str, Any], data: Any) -> dict[str, Any]:
-        """See `Method`. The contents of files stand for them."""
+        # the contents of files stand for them
         files = [name for name in settings if name == "decoder_checkpoint" or name.startswith("init")]
         own = {file: file_digest(settings[file]) for file in files}
         return super().contract(settings, data) | own | {"teacher weights": self.teacher.fingerprint}
 
     def setup(self, stage: str) -> None:
-        """See `Method` and `check_frame`."""
         super().setup(stage)
         self.check_frame(self.teacher_decoder)
 
@@ -202,7 +199,7 @@ class Distillation(Method):
         return "/".join(part for part in parts if part and part not in alone)
 
     def on_validation_start(self) -> None:
-        self.measure_statistics()
+        super().on_validation_start()
         first = self.trainer.global_step == 0  # what the teacher itself makes of the masks does not change
         make = partial(TeacherAgreement, list(self.students), self.teacher.width, self.device, with_teacher=first)
         self.scores = {name: make() for name in self.data.val_sources}
@@ -224,7 +221,6 @@ class Distillation(Method):
                 self.log_dict({f"{metric_name}/{kind}": value.float() for kind, value in numbers.items()})
 
     def exports(self) -> dict[str, WeightsFile]:
-        """Every student, see `segmenter_file`."""
         label = "segmenter_{}" if len(self.students) > 1 else "segmenter"
         return {f"{label.format(name)}.safetensors": segmenter_file(own) for name, own in self.segmenters.items()}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sami.data.crops import denormalize
 from sami.data.objects import ImageObjects
-from sami.evaluation.prompted import MaskScores, make_prompts, masks_from_prompts
+from sami.evaluation.prompted import MEASURED_ON, MaskScores, make_prompts, masks_from_prompts
 from sami.losses import mask_loss
 from sami.methods.base import Curve, Method, Panel, Pictures, WeightsFile, segmenter_file
 from sami.methods.optimizer import freeze_all_but
@@ -83,20 +83,20 @@ class SegmenterFinetuning(Method):
         self.train()  # Lightning leaves the mode as it finds it, and a segmenter is built to be used
 
     def networks(self) -> list[nn.Module]:
-        """See `Method`."""
         return [self.model]
 
     def frozen_parts(self) -> list[nn.Module]:
-        """See `Method`."""
         return [getattr(self.model, part) for part in PARTS if part not in self.train_parts]
 
     def contract(self, settings: dict[str, Any], data: Any) -> dict[str, Any]:
-        """See `Method`. The contents of files stand for them."""
+        # the contents of files stand for them
         files = ("model.checkpoint", "model.backbone", "model.decoder_checkpoint")
         return super().contract(settings, data) | {file: file_digest(settings[file]) for file in files}
 
+    def remark(self, data: Any) -> str | None:
+        return MEASURED_ON if data.validates else None
+
     def setup(self, stage: str) -> None:
-        """See `Method` and `check_frame`."""
         super().setup(stage)
         self.check_frame(self.model)
 
@@ -164,7 +164,6 @@ class SegmenterFinetuning(Method):
             self.log_dict({f"{prefix}{kind}": value.float() for kind, value in scores.compute().items()})
 
     def exports(self) -> dict[str, WeightsFile]:
-        """See `segmenter_file`."""
         return {"segmenter.safetensors": segmenter_file(self.model)}
 
     def curves(self, metrics: Sequence[str]) -> list[Panel]:

@@ -17,7 +17,7 @@ def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
     unknown = set(parts) - set(PARTS)
     if unknown or not parts:
         raise ValueError(f"train_parts={list(parts)}: choose one or more of {', '.join(PARTS)}")
-    for part, network in (*model.named_children(), ("neck", model.image_encoder.neck)):
+    for part, network in (*model.named_children(), ("neck", model.get_submodule("image_encoder.neck"))):
         network.requires_grad_(part in parts or (part == "neck" and "image_encoder" in parts))
 
 
@@ -46,12 +46,9 @@ def parameter_groups(
             number = layer_number(name, depth) if blocks is not None else depth + 1
             plain = is_plain(name, parameter) or id(parameter) in tables
             groups.setdefault((number, plain), []).append(parameter)
+    rates = {number: lr * layer_decay ** (depth + 1 - number) for number, _ in groups}
     return [
-        {
-            "params": parameters,
-            "lr": lr * layer_decay ** (depth + 1 - number),
-            "weight_decay": 0.0 if plain else weight_decay,
-        }
+        {"params": parameters, "lr": rates[number], "weight_decay": 0.0 if plain else weight_decay}
         for (number, plain), parameters in sorted(groups.items())
     ]
 

@@ -47,6 +47,7 @@ class SAMIPretraining(Method):
         ValueError: `mask_ratio` keeps no token, or hides none where the loss counts masked ones only.
     """
 
+    results = "the backbone, curves and numbers"
     free_settings = Method.free_settings | {
         *("data.root", "method.encoder", "method.decoder", "method.teacher"),  # their own sections say what they are
         *("method.compile", "teacher.weights", "teacher.max_batch"),
@@ -78,16 +79,11 @@ class SAMIPretraining(Method):
             self.student.compile()
 
     def networks(self) -> list[nn.Module]:
-        """See `Method`."""
         return [self.student]
 
     def contract(self, settings: dict[str, Any], data: Any) -> dict[str, Any]:
-        """See `Method`."""
         own = {"teacher weights": self.teacher.fingerprint, "views per image": data.num_views}
         return super().contract(settings, data) | own
-
-    def on_validation_start(self) -> None:
-        self.measure_statistics()
 
     def target(self, batch: dict[str, Any]) -> Tensor:
         """[B, N, E] what the student has to predict, without gradient."""

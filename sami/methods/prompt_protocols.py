@@ -114,7 +114,6 @@ class SamProtocol:
     def iterations(
         self, decode: Decode, masks: Tensor, noise: Tensor, *, image_size: int, boxes: Tensor | None = None
     ) -> Iterator[Candidates]:
-        """See `PromptSampling`."""
         drawn = PromptNoise.split(noise)
         click = uniform_clicks(masks, drawn.click)
         max_noise = self.max_box_noise * masks.shape[-1]  # pixels of the masks
@@ -162,7 +161,6 @@ class PointsProtocol:
     def iterations(
         self, decode: Decode, masks: Tensor, noise: Tensor, *, image_size: int, boxes: Tensor | None = None
     ) -> Iterator[Candidates]:
-        """See `PromptSampling`."""
         drawn = PromptNoise.split(noise)
         coords, labels = uniform_clicks(masks, drawn.clicks[..., : self.max_points])
         count = 1 + (drawn.number.unsqueeze(-1) * self.max_points).floor()  # [B, Q, 1]

@@ -42,9 +42,9 @@ def mean_by_iterations(
     for parts in iterations:
         with torch.autocast(parts.device.type, enabled=False):  # a backward pass chooses no types of its own
             gradients = torch.autograd.grad(parts[0], leaves, materialize_grads=True)
-        torch._foreach_add_(total, gradients)
+        torch._foreach_add_(total, gradients)  # pyright: ignore[reportPrivateImportUsage]  # one kernel for all tensors
         done.append(parts.detach())
         del parts, gradients  # the graph, before the next one grows
-    torch._foreach_div_(total, len(done))
+    torch._foreach_div_(total, len(done))  # pyright: ignore[reportPrivateImportUsage]
     numbers = torch.stack(done)  # [iterations, parts]
     return KnownGradients.apply(numbers[:, 0].mean(), total, *tensors), numbers

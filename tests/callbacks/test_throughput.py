@@ -22,12 +22,11 @@ def test_shares_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     now, logged = [100.0], {}
     monkeypatch.setattr("sami.callbacks.throughput.time.perf_counter", lambda: now[0])
     loader = SimpleNamespace(seconds_waited=3.0)
-    trainer = SimpleNamespace(
-        train_dataloader=loader, world_size=2, log_every_n_steps=1, accumulate_grad_batches=2, training=True
-    )
+    trainer = SimpleNamespace(train_dataloader=loader, world_size=2, training=True)
     module = SimpleNamespace(
         clock=StageClock(),
         rest="student",
+        batches_per_log=2,
         log=lambda name, value, **_: logged.update({name: value}),
         log_dict=logged.update,
     )
