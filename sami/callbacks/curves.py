@@ -32,7 +32,8 @@ class Curves(pl.Callback):
         with whole_file(self.path) as file:
             draw_panels(pl_module.curves(list(numbers)), numbers).savefig(file, format="png", dpi=110)
 
-    on_train_end = on_validation_end
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Method) -> None:
+        self.on_validation_end(trainer, pl_module)
 
 
 def draw_panels(panels: list[Panel], numbers: dict[str, Points]) -> Figure:

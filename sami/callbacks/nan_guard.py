@@ -56,7 +56,13 @@ class NonFiniteGuard(pl.Callback):
         if trainer.state.fn == "fit":
             self.check(trainer, pl_module)
 
-    def check(self, trainer: pl.Trainer, pl_module: Method, *_: Any) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Method, checkpoint: dict) -> None:
+        self.check(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Method) -> None:
+        self.check(trainer, pl_module)
+
+    def check(self, trainer: pl.Trainer, pl_module: Method) -> None:
         """Looks, and stops the run if a step was bad.
 
         Raises:
@@ -83,5 +89,3 @@ class NonFiniteGuard(pl.Callback):
             f"saw, are in {os.path.abspath(self.path)}; the last checkpoint is from before it too. A lower "
             "schedule.base_lr, a longer warm-up, or precision=32-true are the usual cures."
         )
-
-    on_save_checkpoint = on_train_end = check

@@ -27,7 +27,8 @@ class Throughput(pl.Callback):
             pl_module.clock.collect()
             self.images, self.began, self.waited = 0, time.perf_counter(), self.loader.seconds_waited
 
-    on_train_start = restart
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Method) -> None:
+        self.restart(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.images += len(batch["image"]) * trainer.world_size

@@ -3,6 +3,7 @@
 B images   H W pixels   Q objects per image   K candidate masks   h w low-resolution masks   S pixels per side
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -27,7 +28,7 @@ from sami.ops.frames import ImageFrame
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 CURVES = ("box", "click_1", "click_3", "click_5", "uniform_1")
 TRIVIAL = {"filled_box": "box", "click_disc": "click_1", "uniform_disc": "uniform_1"}  # and what it is to be beaten by
-PICTURES = {"box": "from the box", "click_1": "from 1 click", "click_5": "from 5 clicks"}
+PICTURES = {"": "true masks", "box": "from the box", "click_1": "from 1 click", "click_5": "from 5 clicks"}
 
 
 class SegmenterFinetuning(Method):
@@ -181,18 +182,18 @@ class SegmenterFinetuning(Method):
         for name in self.data.val_sources:
             batch = self.data.spread_val_batch(name, num_images)
             batch["image"] = batch["image"].to(self.device)
-            columns: dict[str, list[Any]] = {title: [] for title in ("image", "true masks", *PICTURES.values())}
+            columns: dict[str, list[Any]] = defaultdict(list)
             for row, objects, decode in self.each_image(batch):
                 grid = objects.frame.shrunk(objects.frame.image_size)
                 masks, noise = (tensor.to(self.device) for tensor in objects.take(slice(num_masks), grid))
-                prompts, decoder = make_prompts(masks, noise), self.model.decoder
-                found = dict(masks_from_prompts(decode, masks, prompts, grid, decoder=decoder))
+                prompts = make_prompts(masks, noise)
+                found = dict(masks_from_prompts(decode, masks, prompts, grid, decoder=self.model.decoder))
                 image = cut_out(batch["image"][row : row + 1], grid)
                 columns["image"].append(image)
-                shown = {"true masks": masks, **{title: found[kind] for kind, title in PICTURES.items()}}
-                for title, predicted in shown.items():
-                    columns[title].append((image, predicted[0].cpu()))
-            if columns["image"]:
+                for kind, predicted in {"": masks, **found}.items():
+                    if kind in PICTURES:
+                        columns[PICTURES[kind]].append((image, predicted[0].cpu()))
+            if columns:
                 yield Pictures(name, columns)
 
 

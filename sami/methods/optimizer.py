@@ -1,11 +1,13 @@
 """Which parameters train, how fast, and which of them decay."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 PARTS = ("image_encoder", "neck", "prompt_encoder", "mask_decoder")
+EARLY = re.compile(r"image_encoder\.(?:blocks\.(?P<block>\d+)|patch_embed|pos_embed|cls_token)(?:\.|$)")
 
 
 def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
@@ -64,10 +66,6 @@ def is_plain(name: str, parameter: nn.Parameter) -> bool:
 
 def layer_number(name: str, depth: int) -> int:
     """0 for what lies before the blocks of the image encoder, 1 + i for block i, depth + 1 for all the rest."""
-    part, _, rest = name.partition(".")
-    if part != "image_encoder":
-        return depth + 1
-    first, _, rest = rest.partition(".")
-    if first == "blocks":
-        return 1 + int(rest.partition(".")[0])
-    return 0 if first in ("patch_embed", "pos_embed", "cls_token") else depth + 1
+    if match := EARLY.match(name):
+        return 0 if match["block"] is None else 1 + int(match["block"])
+    return depth + 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from conftest import write_folder, write_shards
-from training_runs import TINY, compose_config
+from training_runs import TINY, compose_config, start_child
 
 from sami.callbacks.metrics_table import read_table
 
@@ -42,11 +42,7 @@ def start_cache(
     command: str, overrides: list[str], *, log: Path = Path(os.devnull), environment: dict[str, str] | None = None
 ) -> Any:
     """Starts it, and gives the process; what it prints goes to `log`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sami.pretrain", "sami.cache.__main__", "training_runs"])
-    process = context.Process(target=cache_in, args=(command, overrides, environment or {}, str(log)))
-    process.start()
-    return process
+    return start_child(cache_in, command, overrides, environment or {}, str(log))
 
 
 def run_cache(command: str, overrides: list[str], *, log: Path = Path(os.devnull)) -> int:
