@@ -49,8 +49,8 @@ def test_two_ranks_are_one_run(tmp_path: Path) -> None:
     assert "val/box" in names and len(names) == 10
 
 
-def test_broken_photos_are_listed_and_left_out(tmp_path: Path) -> None:
-    root = write_sa1b_folder(tmp_path / "photos", 9)
+def test_broken_images_are_listed_and_left_out(tmp_path: Path) -> None:
+    root = write_sa1b_folder(tmp_path / "images", 9)
     (root / "sa_3.json").write_bytes(b"{")
     (root / "sa_4.json").write_text(json.dumps({"annotations": []}))
     data = [f"data.train={root}", f"data.val={root}", "callbacks.broken_images.max_rate=0.9", "schedule.epochs=1"]
@@ -62,7 +62,7 @@ def test_broken_photos_are_listed_and_left_out(tmp_path: Path) -> None:
 
 
 def test_a_step_that_is_not_finite_leaves_the_weights_and_what_it_saw(tmp_path: Path) -> None:
-    data = [f"data.train={write_sa1b_folder(tmp_path / 'photos', 9)}", "method.layer_decay=0.8"]
+    data = [f"data.train={write_sa1b_folder(tmp_path / 'images', 9)}", "method.layer_decay=0.8"]
     assert run_finetune(tmp_path / "run", [*data, poison_at(2, tmp_path)]) == 1
     check_replay(tmp_path / "run", step=2, batch=4)
 

@@ -21,7 +21,7 @@ from sami.training import hold_folder
 
 def data_overrides(root: Path, kind: str, num_workers: int) -> list[str]:
     if kind == "folder":
-        data = ["data=images_folder", f"data.root={write_folder(root / 'photos', 43)}"]
+        data = ["data=images_folder", f"data.root={write_folder(root / 'images', 43)}"]
     else:
         write_shards(root / "shards", [9, 14, 3, 17])
         data = ["data=images_shards", f"data.train='{root}/shards/train-{{000..003}}.tar'", "data.shuffle_window=2"]
@@ -81,11 +81,8 @@ def test_another_recipe_is_refused_another_machine_is_not(tmp_path: Path) -> Non
     data = data_overrides(tmp_path, "folder", 0)
     assert run_pretrain(tmp_path / "run", [*data, kill_at(4)]) < 0
     assert run_pretrain(tmp_path / "run", [*data, "decoder.width=32"]) == 1
-    other = [
-        "schedule.batch_size=2",
-        "checkpoint_every_n_steps=4",
-        recorder(tmp_path / "record.csv"),
-    ]  # 4 accumulated batches instead of 2
+    # 4 accumulated batches instead of 2
+    other = ["schedule.batch_size=2", "checkpoint_every_n_steps=4", recorder(tmp_path / "record.csv")]
     assert run_pretrain(tmp_path / "run", [*data, *other]) == 0
     seen = [row[2] for row in read_record(tmp_path / "record.csv")]
     assert seen == [str([first, first + 1]) for first in range(24, 120, 2)]

@@ -48,13 +48,11 @@ class StudentScores:
         self.true_masks = MaskScores(device)
         self.teacher_masks = {kind: PromptedIoU([kind]).to(device) for kind in ("teacher_point", "teacher_box")}
 
-    def update(
-        self, prediction: Tensor, masks: Masks, teacher: TeacherOutput, teacher_masks: Masks, loss: Tensor
-    ) -> None:
-        """Adds a map [B, N, E] and masks beside the teacher's; of masks those count that the teacher finds."""
+    def update(self, prediction: Tensor, masks: Masks, loss: Tensor, teacher: TeacherOutput, found: Masks) -> None:
+        """Adds a map [B, N, E] and masks, beside those `found` in the teacher's: of them alone that hold anything."""
         self.loss.update(loss, weight=len(prediction))
         self.features.update(*(tokens[teacher.token_valid].unsqueeze(0) for tokens in (prediction, teacher.target)))
-        for kind, wanted in teacher_masks.items():
+        for kind, wanted in found.items():
             ious = mask_iou(masks[kind], wanted)[wanted.flatten(2).any(dim=2)]
             self.teacher_masks[kind].update({kind: ious})
 
@@ -111,7 +109,7 @@ class TeacherAgreement:
             if teacher_output:
                 prediction = to_tokens(image_embeddings)
                 masks = masks_by_prompt(decode_with(students[name], seen), batch, image_size)
-                scores.update(prediction, masks, teacher_output, teacher_masks, loss(prediction, teacher_output))
+                scores.update(prediction, masks, loss(prediction, teacher_output), teacher_output, teacher_masks)
 
     def compute(self) -> dict[str, dict[str, Tensor]]:
         """Numbers by name, by student, over all ranks; "of_teacher" is the teacher."""

@@ -132,12 +132,8 @@ class Method(pl.LightningModule):
         raise NotImplementedError
 
     def contract(self, settings: dict[str, Any], data: Any) -> dict[str, Any]:
-        """What a continued run must share, by name.
-
-        Args:
-            settings: the run's without `free_settings`, by dotted name. Classes go by their name, wherever they lie.
-            data: the data module.
-        """
+        """What a continued run must share, by name: `settings` are the run's by dotted name, without the free ones."""
+        # classes go by their name, wherever they lie
         short = {name: str(value).rpartition(".")[2] for name, value in settings.items() if name.endswith("_target_")}
         return {**settings, **short, "images": data.train_source.fingerprint}
 

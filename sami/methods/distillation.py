@@ -214,7 +214,6 @@ class Distillation(Method):
             self.scores[name].update(self.segmenters, batch, output, teacher_decoder=decoder, loss=loss)
 
     def on_validation_epoch_end(self) -> None:
-        """Reduces over ranks and logs."""
         for name, scores in self.scores.items():
             for student, numbers in scores.compute().items():
                 metric_name = self.metric_name("val", name, student)

@@ -159,7 +159,6 @@ class SegmenterFinetuning(Method):
                 yield row, batch["objects"][row], decode_with(self.model, images.take([index]))
 
     def on_validation_epoch_end(self) -> None:
-        """Reduces over ranks and logs."""
         for name, scores in self.scores.items():
             prefix = f"val/{name}/" if name else "val/"
             self.log_dict({f"{prefix}{kind}": value.float() for kind, value in scores.compute().items()})

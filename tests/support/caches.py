@@ -15,7 +15,7 @@ TEACHER = ["teacher=timm", "teacher.name=test_vit", "teacher.weights=random"]  #
 OPTIONS = ["cache.storage=fp32", "cache.num_views=2", "cache.shard_size=6", "cache.batch_size=4", "verify_images=9"]
 
 
-def photo_overrides(root: Path) -> list[str]:
+def image_overrides(root: Path) -> list[str]:
     """Three shards of odd sizes to train on, and a folder to validate."""
     shards = write_shards(root / "shards", [13, 3, 11])
     val = write_folder(root / "val", 5)
