@@ -9,9 +9,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from sami.callbacks.checkpoint import CONTRACT_FORMAT, RunCheckpoint, WholeFileIO, trainer_plugins
+from sami.callbacks.checkpoint import CONTRACT_FORMAT, RunCheckpoint, WeightsExport, WholeFileIO, trainer_plugins
 from sami.callbacks.metrics_table import TableLogger
-from sami.callbacks.weights_export import WeightsExport
 from sami.cli import flatten, print0, quiet_lightning
 from sami.data.loading import ImageData
 from sami.methods.base import Method

@@ -1,4 +1,4 @@
-"""Files a run can be continued from."""
+"""Files a run can be continued from, and the weights that it is for in files of their own."""
 
 import time
 from pathlib import Path
@@ -11,6 +11,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sami.cli import print0
 from sami.files import whole_file
+from sami.methods.base import Method
+from sami.models.weights import save_weights
 from sami.preemption import Consensus, Preempted, on_signal
 
 CONTRACT_FORMAT = 2  # raised where settings change their names
@@ -98,3 +100,22 @@ class RunCheckpoint(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {"contract": self.contract, "contract_format": CONTRACT_FORMAT}
+
+
+class WeightsExport(pl.Callback):
+    """Writes `Method.exports` with every checkpoint, each file whole.
+
+    Args:
+        folder: of the files.
+        metadata: strings to keep in the files' headers, such as the settings of the run.
+    """
+
+    def __init__(self, folder: str, *, metadata: dict[str, str]) -> None:
+        self.folder, self.metadata = Path(folder), metadata
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Method, checkpoint: dict) -> None:
+        if not trainer.is_global_zero:
+            return
+        for name, (weights, own) in pl_module.exports().items():
+            header = {**self.metadata, **own, "step": str(trainer.global_step)}
+            save_weights(weights, self.folder / name, metadata=header)

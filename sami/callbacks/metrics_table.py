@@ -3,6 +3,7 @@
 import csv
 import io
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,6 @@ def read_table(path: Path) -> list[tuple[int, str, float]]:
     rows = []
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
-            try:
+            with suppress(TypeError, ValueError):
                 rows.append((int(row["step"]), row["metric"], float(row["value"])))
-            except (TypeError, ValueError):
-                continue
     return rows

@@ -57,11 +57,11 @@ class StudentScores:
             self.teacher_masks[kind].update({kind: ious})
 
     def compute(self) -> dict[str, Tensor]:
-        """All numbers by name, over all ranks; those without an image or mask to tell of are left out."""
+        """All numbers by name, over all ranks; NaN without an image or mask to tell of."""
         numbers = {"loss": self.loss.compute(), **self.features.compute()}
         for scores in (*self.teacher_masks.values(), self.true_masks):
             numbers |= scores.compute()
-        return finite(numbers)
+        return numbers
 
 
 class TeacherAgreement:
@@ -112,14 +112,10 @@ class TeacherAgreement:
                 scores.update(prediction, masks, loss(prediction, teacher_output), teacher_output, teacher_masks)
 
     def compute(self) -> dict[str, dict[str, Tensor]]:
-        """Numbers by name, by student, over all ranks; "of_teacher" is the teacher."""
-        numbers = {name: scores.compute() for name, scores in self.students.items()}
-        return numbers | ({"of_teacher": finite(self.teacher.compute())} if self.teacher else {})
-
-
-def finite(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without those that had nothing to be a mean of."""
-    return {name: value for name, value in numbers.items() if torch.isfinite(value)}
+        """Numbers by name, by student, over all ranks, less those that had nothing to be a mean of."""
+        found = {name: scores.compute() for name, scores in self.students.items()}
+        found |= {"of_teacher": self.teacher.compute()} if self.teacher else {}
+        return {who: {name: n for name, n in numbers.items() if n.isfinite()} for who, numbers in found.items()}
 
 
 def compare_with_true_masks(

@@ -47,14 +47,11 @@ class Panel(NamedTuple):
 
 def panels(metrics: Sequence[str], kinds: Mapping[str, Sequence[str]]) -> list[Panel]:
     """One panel for each title, of the metrics whose last part is among its kinds; the teacher's own are levels."""
-    found = []
+    found, shown = [], [metric for metric in metrics if metric.startswith(("train/", "val/"))]
     for title, names in kinds.items():
-        curves = []
-        for metric in metrics:
-            place, _, kind = metric.rpartition("/")
-            if kind in names and place.split("/")[0] in ("train", "val"):
-                of_teacher = place.endswith("of_teacher")
-                curves.append(Curve(metric, metric, "grey" if of_teacher else None, level=of_teacher))
+        own = [metric for metric in shown if metric.rpartition("/")[2] in names]
+        levels = ["/of_teacher/" in metric for metric in own]
+        curves = [Curve(m, m, "grey" if level else None, level) for m, level in zip(own, levels, strict=True)]
         # before training, features are off by any factor; what follows is worth seeing
         limits = (-0.5, 1.0) if title == "explained variance" else None
         found.append(Panel(title, curves, log="loss" in title, limits=limits))

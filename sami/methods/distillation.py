@@ -125,7 +125,7 @@ class Distillation(Method):
         """The students by name."""
         return cast(dict[str, Sam], dict(self.students.items()))
 
-    def networks(self) -> list[nn.Module]:
+    def networks(self) -> list[Sam]:
         return list(self.segmenters.values())
 
     def frozen_parts(self) -> list[nn.Module]:
@@ -169,9 +169,8 @@ class Distillation(Method):
                 self.log(f"{metric_name}/feature_loss", features, sync_dist=True)
                 if self.mask_weight:
                     self.log(f"{metric_name}/mask_loss", masks, sync_dist=True)
-        own = [student.image_encoder for student in self.segmenters.values()]
         # our own encoders use all of their parameters; decoders and timm's other backbones may not
-        unused = len(self.parts) > 1 or any(hasattr(encoder, "backbone") for encoder in own)
+        unused = len(self.parts) > 1 or any(hasattr(student.image_encoder, "backbone") for student in self.networks())
         return losses[:, 0].sum() + (self.touch_unused() if unused else 0.0)
 
     def loss(self, student: Sam, batch: dict[str, Any], output: TeacherOutput) -> Tensor:

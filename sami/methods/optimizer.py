@@ -37,15 +37,15 @@ def parameter_groups(
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay}: give a number in (0, 1]")
-    blocks = getattr(model.image_encoder, "blocks", None) if layer_decay < 1 else None
-    if layer_decay < 1 and blocks is None:
+    blocks = getattr(model.image_encoder, "blocks", None) if layer_decay < 1 else ()
+    if blocks is None:
         raise ValueError(f"layer_decay={layer_decay} needs an encoder of blocks, as a ViT is: set it to 1")
-    depth = len(blocks) if blocks is not None else 0
+    depth = len(blocks)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            number = layer_number(name, depth) if blocks is not None else depth + 1
+            number = layer_number(name, depth) if layer_decay < 1 else depth + 1
             plain = is_plain(name, parameter) or id(parameter) in tables
             groups.setdefault((number, plain), []).append(parameter)
     rates = {number: lr * layer_decay ** (depth + 1 - number) for number, _ in groups}

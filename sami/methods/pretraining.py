@@ -172,10 +172,9 @@ class SAMIPretraining(Method):
         split, encoder = split_by_noise(batch["noise"], self.mask_ratio), self.student.encoder
         target, prediction = self.target(batch).float(), self.student(batch["image"], split).float()  # [B, N, E]
         teacher, student = pca_colors(target, prediction)  # [B, N, 3] each
+        seen = torch.zeros_like(target[..., :1], dtype=torch.bool).scatter(1, split.ids_keep.unsqueeze(-1), True)
         if self.loss_tokens == "masked":
-            student = student.scatter(1, split.ids_keep.unsqueeze(-1).expand(-1, -1, 3), GREY)
-        seen = torch.zeros(*target.shape[:2], 1, dtype=torch.bool, device=self.device)
-        seen = seen.scatter(1, split.ids_keep.unsqueeze(-1), True)
+            student = student.masked_fill(seen, GREY)
         image, size = denormalize(batch["image"]).cpu(), (batch["image"].shape[2], batch["image"].shape[3])
         seen, teacher, student = (
             tokens_to_pixels(tokens.cpu(), encoder.grid_size, size) for tokens in (seen, teacher, student)
