@@ -2,17 +2,24 @@
 arXiv:2312.00863)."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-PUBLIC = {
+if TYPE_CHECKING:
+    from sami.models.build import build_sam, sam_model_registry
+    from sami.predict.predictor import SamPredictor
+
+__all__ = ["SamPredictor", "build_sam", "sam_model_registry"]
+HOMES = {
+    "SamPredictor": "sami.predict.predictor",
     "build_sam": "sami.models.build",
     "sam_model_registry": "sami.models.build",
-    "SamPredictor": "sami.predict.predictor",
 }
-__all__ = list(PUBLIC)
 
 
 def __getattr__(name: str) -> object:
     """Public names come with torch and timm, which take seconds to import: only when they are asked for."""
-    if name not in PUBLIC:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("sami")
+    if name not in HOMES:
         raise AttributeError(f"module 'sami' has no attribute {name!r}")
-    return getattr(import_module(PUBLIC[name]), name)
+    return getattr(import_module(HOMES[name]), name)

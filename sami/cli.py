@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,7 +51,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
-def flatten(config: DictConfig, *, without: set[str]) -> dict[str, Any]:
+def flatten(config: DictConfig, *, without: Set[str]) -> dict[str, Any]:
     """A config as {dotted name: plain value}, less the names given and everything below them."""
     flat: dict[str, Any] = {}
 

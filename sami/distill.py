@@ -10,21 +10,8 @@ python -m sami.distill +experiment=distill/mobile_sam name=both students=[tiny_v
 The same command again continues the run.
 """
 
-from omegaconf import DictConfig
-
-from sami.cache.teacher import CachedTeacher
-from sami.cli import print0
 from sami.commands import run_command
-from sami.training import prepare, train
-
-
-def distill(cfg: DictConfig) -> None:
-    """Runs or continues the training that `cfg` describes."""
-    data, method = prepare(cfg)
-    if isinstance(method.teacher, CachedTeacher):
-        print0(f"targets of {method.teacher.description}")
-    train(cfg, data, method, results="the segmenter, curves and numbers")
-
+from sami.training import train
 
 if __name__ == "__main__":
-    run_command("distill", distill)
+    run_command("distill", train)

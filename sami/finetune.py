@@ -10,21 +10,8 @@ torchrun --nproc_per_node=8 -m sami.finetune +experiment=finetune/vit_s ...
 The same command again continues the run.
 """
 
-from omegaconf import DictConfig
-
-from sami.cli import print0
 from sami.commands import run_command
-from sami.evaluation.prompted import MEASURED_ON
-from sami.training import prepare, train
-
-
-def finetune(cfg: DictConfig) -> None:
-    """Runs or continues the training that `cfg` describes."""
-    data, method = prepare(cfg)
-    if data.validates:
-        print0(MEASURED_ON)
-    train(cfg, data, method, results="the segmenter, curves and numbers")
-
+from sami.training import train
 
 if __name__ == "__main__":
-    run_command("finetune", finetune)
+    run_command("finetune", train)

@@ -9,9 +9,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from sami.callbacks.checkpoint import CONTRACT_FORMAT, RunCheckpoint, WholeFileIO, trainer_plugins
+from sami.callbacks.checkpoint import CONTRACT_FORMAT, RunCheckpoint, WeightsExport, WholeFileIO, trainer_plugins
 from sami.callbacks.metrics_table import TableLogger
-from sami.callbacks.weights_export import WeightsExport
 from sami.cli import flatten, print0, quiet_lightning
 from sami.data.loading import ImageData
 from sami.methods.base import Method
@@ -21,26 +20,21 @@ from sami.ops.cpu_kernels import keep_freed_memory
 DESCRIBING = ("model.", "decoder.", "teacher", "method.")  # settings that headers of weights keep
 
 
-def prepare(cfg: DictConfig) -> tuple[ImageData, Method]:
-    """The data and the method of a run, built after its seed is set."""
+def train(cfg: DictConfig) -> None:
+    """Trains what a configuration describes to the end of its schedule, from the last checkpoint if there is one.
+
+    Raises:
+        ValueError: see `start_step`, `hold_folder`, and what the configuration builds.
+    """
     quiet_lightning()
     keep_freed_memory()
     if cfg.notice:
         print0(cfg.notice)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    return instantiate(cfg.data), instantiate(cfg.method)
-
-
-def train(cfg: DictConfig, data: ImageData, method: Method, *, results: str) -> None:
-    """Trains to the end of the schedule, from the last checkpoint if there is one.
-
-    Args:
-        data, method: of the run.
-        results: what lies in the run's folder at the end, for the last line.
-
-    Raises:
-        ValueError: see `start_step` and `hold_folder`.
-    """
+    data: ImageData = instantiate(cfg.data)
+    method: Method = instantiate(cfg.method)
+    if remark := method.remark(data):
+        print0(remark)
     contract = method.contract(flatten(cfg, without=method.free_settings), data)
     metadata = {name: str(value) for name, value in contract.items() if name.startswith(DESCRIBING)}
     last = Path(cfg.run_dir, "last.ckpt")
@@ -77,7 +71,7 @@ def train(cfg: DictConfig, data: ImageData, method: Method, *, results: str) -> 
     elif step == 0:
         trainer.validate(method, data, verbose=False)
     trainer.fit(method, data, ckpt_path=str(last) if step else None)
-    print0(f"finished: {results} are in {last.parent}")
+    print0(f"finished: {method.results} are in {last.parent}")
     if lock:
         lock.close()
 

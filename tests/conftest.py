@@ -1,4 +1,4 @@
-"""Photos and shards small enough to be made on the spot; nothing is downloaded, nothing needs a GPU."""
+"""Images and shards small enough to be made on the spot; nothing is downloaded, nothing needs a GPU."""
 
 import io
 import os
@@ -28,9 +28,9 @@ def encode(pixels: np.ndarray, extension: str = "JPEG", **options: object) -> by
     return buffer.getvalue()
 
 
-def write_folder(root: Path, num_photos: int, *, num_classes: int = 2) -> Path:
+def write_folder(root: Path, num_images: int, *, num_classes: int = 2) -> Path:
     """`root/class_k/photo_i.jpg`."""
-    for number in range(num_photos):
+    for number in range(num_images):
         path = root / f"class_{number % num_classes}" / f"photo_{number:03d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(draw_photo(number)))
@@ -38,7 +38,7 @@ def write_folder(root: Path, num_photos: int, *, num_classes: int = 2) -> Path:
 
 
 def write_shards(root: Path, counts: list[int]) -> list[str]:
-    """One shard for each count, photos numbered through."""
+    """One shard for each count, images numbered through."""
     root.mkdir(parents=True, exist_ok=True)
     paths, number = [], 0
     for shard, count in enumerate(counts):

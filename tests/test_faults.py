@@ -12,64 +12,94 @@ import pytest
 import torch
 from conftest import write_folder, write_shards
 from hydra.utils import instantiate
-from training_runs import TINY, compose_config, run_pretrain, start_pretrain
+from masked_images import write_sa1b_folder
+from training_runs import SMALLEST, compose_config, run_pretrain, start_pretrain
 
 from sami.cli import explain_errors, flatten
+from sami.models.build import build_sam, save_sam
 from sami.preemption import EXIT_REQUEUE
+from sami.training import train
 
 ROOT = Path(__file__).parents[1]
 
 
-def explain(overrides: list[str], capsys: pytest.CaptureFixture) -> str:
-    """What the command line prints for this configuration."""
-    from sami.pretrain import pretrain
+MISTAKES = {  # what is given -> a part of what is said
+    "pretrain": """
+        data=images_folder data.root={tmp}/nowhere -> root={tmp}/nowhere is not a folder
+        data=images_folder data.root={tmp}/empty -> no image below {tmp}/empty
+        data=images_shards data.train={tmp}/none.tar -> 1 of the 1 shards
+        data=images_shards data.train={tmp}/cut.tar -> {tmp}/cut.tar cannot be read
+        data=images_shards data.train={tmp}/empty.tar -> {tmp}/empty.tar is an empty shard
+        data=images_folder data.root={tmp}/few -> 3 images do not fill one global batch of 8
+        data=images_folder -> data.root
+        {images} method.mask_ratio=0.9 -> mask_ratio=0.9 keeps 0 of 4 tokens
+        {images} method.mask_ratio=0 -> mask_ratio=0 hides none of 4 tokens
+        {images} model.image_size=40 -> not a multiple of patch_size=16
+        {images} method.loss_tokens=visible -> loss_tokens='visible'
+        {images} decoder.num_heads=7 -> does not divide into num_heads=7
+        {images} schedule.batch_size=0 -> batch_size=0 cannot be
+        {images} teacher=sam_vit_b teacher.weights={tmp}/other.pth -> {tmp}/other.pth
+    """,
+    "finetune": """
+        data.train={tmp}/none.tar -> 1 of the 1 shards
+        data.train={tmp}/none.json -> COCO data needs a file and a folder
+        {masks} model.image_size=40 -> image_size=40
+        {masks} data.resize_mode=crop -> resize_mode='crop'
+        {masks} model.resize_mode=pad data.resize_mode=stretch -> set both alike
+        {masks} method.train_parts=[] -> train_parts=[]
+        {masks} method.layer_decay=2 -> layer_decay=2
+        {masks} model.decoder=efficient_sam -> protocol=points
+        {masks} model.backbone={tmp}/none.pth -> none.pth
+        {masks} model.backbone={tmp}/other.pth -> {tmp}/other.pth
+        {masks} data.num_masks=0 -> num_masks=0
+        {masks} schedule.global_batch_size=99 -> do not fill one global batch of 99
+        seed=0 -> data.train
+    """,
+    "distill": """
+        data.train={tmp}/none.tar -> 1 of the 1 shards
+        {masks} model.image_size=40 -> image_size=40
+        {masks} model.resize_mode=stretch data.resize_mode=pad -> set both alike
+        {masks} students=[vit_x] -> students=['vit_x']
+        {masks} students=vit_t -> students=[vit_t]
+        {masks} teacher.checkpoint={tmp}/stretch.safetensors -> model.resize_mode=stretch
+        {masks} +method.flavour=1 -> unexpected keyword argument 'flavour'
+        {masks} decoder_checkpoint={tmp}/none.pth -> none.pth
+        {masks} init={{timm/test_vit2:{tmp}/other.pth}} -> {tmp}/other.pth
+        {masks} teacher=cached teacher.path={tmp}/none -> holds no cache
+        {masks} schedule.global_batch_size=99 -> do not fill one global batch of 99
+        {masks} +experiment=distill/mobile_sam -> Missing mandatory value
+    """,
+}
 
-    with pytest.raises(SystemExit) as stop, explain_errors():
-        pretrain(compose_config([*TINY, *overrides]))
-    assert stop.value.code == 2
-    return capsys.readouterr().err
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Good and bad data by the names they have in `MISTAKES`."""
+    folder = tmp_path_factory.mktemp("places")
+    images, masks = write_folder(folder / "images", 20), write_sa1b_folder(folder / "masks", 5)
+    write_folder(folder / "few", 3)
+    (folder / "empty").mkdir()
+    (folder / "cut.tar").write_bytes(Path(write_shards(folder / "shards", [5])[0]).read_bytes()[:3000])
+    (folder / "empty.tar").write_bytes(bytes(10240))
+    torch.save({"conv.weight": torch.zeros(3)}, folder / "other.pth")
+    teacher = build_sam("timm/test_vit", image_size=64, resize_mode="stretch", decoder="sam")
+    save_sam(teacher, folder / "stretch.safetensors")
+    data = {"images": f"data=images_folder data.root={images}", "masks": f"data.train={masks}"}
+    return {"tmp": str(folder), **data}
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["data=images_folder", "data.root={tmp}/nowhere"], "root={tmp}/nowhere is not a folder"),
-        (["data=images_folder", "data.root={tmp}/empty"], "no image below {tmp}/empty"),
-        (["data=images_shards", "data.train={tmp}/none.tar"], "1 of the 1 shards"),
-        (["data=images_shards", "data.train={tmp}/cut.tar"], "{tmp}/cut.tar cannot be read"),
-        (["data=images_shards", "data.train={tmp}/empty.tar"], "{tmp}/empty.tar is an empty shard"),
-        (["data=images_folder", "data.root={tmp}/few"], "3 images do not fill one global batch of 8"),
-        (
-            ["data=images_folder", "data.root={tmp}/photos", "method.mask_ratio=0.9"],
-            "mask_ratio=0.9 keeps 0 of 4 tokens",
-        ),
-        (["data=images_folder", "data.root={tmp}/photos", "model.image_size=40"], "not a multiple of patch_size=16"),
-        (["data=images_folder", "data.root={tmp}/photos", "method.loss_tokens=visible"], "loss_tokens='visible'"),
-        (["data=images_folder", "data.root={tmp}/photos", "decoder.num_heads=7"], "does not divide into num_heads=7"),
-        (["data=images_folder", "data.root={tmp}/photos", "schedule.batch_size=0"], "batch_size=0 cannot be"),
-        (
-            ["data=images_folder", "data.root={tmp}/photos", "method.mask_ratio=0"],
-            "mask_ratio=0 hides none of 4 tokens",
-        ),
-        (["data=images_folder"], "data.root"),
-        (
-            ["data=images_folder", "data.root={tmp}/photos", "teacher=sam_vit_b", "teacher.weights={tmp}/other.pth"],
-            "{tmp}/other.pth",
-        ),
-    ],
+    ("command", "mistake"),
+    [(command, line.strip()) for command, table in MISTAKES.items() for line in table.strip().splitlines()],
 )
 def test_mistakes_are_explained(
-    tmp_path: Path, overrides: list[str], message: str, capsys: pytest.CaptureFixture
+    tmp_path: Path, places: dict[str, str], command: str, mistake: str, capsys: pytest.CaptureFixture
 ) -> None:
-    write_folder(tmp_path / "photos", 20)
-    write_folder(tmp_path / "few", 3)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "cut.tar").write_bytes(Path(write_shards(tmp_path / "shards", [5])[0]).read_bytes()[:3000])
-    (tmp_path / "empty.tar").write_bytes(bytes(10240))
-    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    overrides = [override.format(tmp=tmp_path) for override in [*overrides, "run_dir={tmp}/run"]]
-    printed = explain(overrides, capsys)
-    assert message.format(tmp=tmp_path) in printed and "Traceback" not in printed
+    given, message = mistake.format(**places).split(" -> ")
+    with pytest.raises(SystemExit) as stop, explain_errors():
+        train(compose_config([*SMALLEST[command], f"run_dir={tmp_path}/run", *given.split()], name=command))
+    printed = capsys.readouterr().err
+    assert stop.value.code == 2 and message in printed and "Traceback" not in printed
 
 
 def test_our_own_mistakes_keep_their_traceback() -> None:
@@ -90,8 +120,8 @@ def test_command_line_exits_with_2_and_one_sentence(tmp_path: Path) -> None:
     assert result.returncode == 2 and "error: no image below" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_broken_photos_are_listed_once_and_left_out(tmp_path: Path) -> None:
-    root = write_folder(tmp_path / "photos", 43)
+def test_broken_images_are_listed_once_and_left_out(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "images", 43)
     broken = root / "class_1" / "photo_003.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
     data = ["data=images_folder", f"data.root={root}", f"data.val={root}", "callbacks.broken_images.max_rate=0.5"]
@@ -103,17 +133,17 @@ def test_broken_photos_are_listed_once_and_left_out(tmp_path: Path) -> None:
     assert state["broken"] >= 1 and state["loaded"] == 120 + state["broken"]
 
 
-def test_too_many_broken_photos_stop_the_run(tmp_path: Path) -> None:
-    root = write_folder(tmp_path / "photos", 43)
+def test_too_many_broken_images_stop_the_run(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "images", 43)
     for path in sorted(root.rglob("*.jpg"))[::3]:
-        path.write_bytes(b"no photo")
+        path.write_bytes(b"no image")
     assert run_pretrain(tmp_path / "run", ["data=images_folder", f"data.root={root}"]) == 1
     assert len((tmp_path / "run" / "broken_images.csv").read_text().splitlines()) >= 10
 
 
 def test_a_signal_to_workers_too_leaves_a_checkpoint(tmp_path: Path) -> None:
     """Schedulers signal every process of a job, the loader's among them."""
-    data = ["data=images_folder", f"data.root={write_folder(tmp_path / 'photos', 43)}", "data.num_workers=2"]
+    data = ["data=images_folder", f"data.root={write_folder(tmp_path / 'images', 43)}", "data.num_workers=2"]
     process = start_pretrain(
         tmp_path / "run", [*data, "schedule.epochs=100000", "checkpoint_every_n_steps=100000"], own_group=True
     )

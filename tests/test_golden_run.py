@@ -17,7 +17,7 @@ LOSSES = [
 
 
 def test_losses_of_the_first_steps(tmp_path: Path) -> None:
-    data = ["data=images_folder", f"data.root={write_folder(tmp_path / 'photos', 43)}", "teacher=hog"]
+    data = ["data=images_folder", f"data.root={write_folder(tmp_path / 'images', 43)}", "teacher=hog"]
     assert run_pretrain(tmp_path / "run", [*data, "method.loss_tokens=all"]) == 0
     losses = [value for _, name, value in read_table(tmp_path / "run" / "metrics.csv") if name == "train/loss"]
     assert losses == pytest.approx(LOSSES, rel=1e-3)

@@ -1,6 +1,5 @@
 """A run that was killed and continued is the run that was never killed, bit for bit."""
 
-import csv
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import timm
 import torch
 from conftest import write_folder, write_shards
 from safetensors.torch import load_file
+from same_runs import check_cut_run, kill_at, read_checkpoint, read_record, recorder
 from training_runs import run_pretrain, start_pretrain
 
 from sami.preemption import EXIT_REQUEUE
@@ -21,42 +21,17 @@ from sami.training import hold_folder
 
 def data_overrides(root: Path, kind: str, num_workers: int) -> list[str]:
     if kind == "folder":
-        data = ["data=images_folder", f"data.root={write_folder(root / 'photos', 43)}"]
+        data = ["data=images_folder", f"data.root={write_folder(root / 'images', 43)}"]
     else:
         write_shards(root / "shards", [9, 14, 3, 17])
         data = ["data=images_shards", f"data.train='{root}/shards/train-{{000..003}}.tar'", "data.shuffle_window=2"]
     return [*data, f"data.num_workers={num_workers}"]
 
 
-def read_record(path: Path) -> list[list[str]]:
-    with open(path, newline="") as file:
-        return list(csv.reader(file))
-
-
 @pytest.mark.parametrize(("kind", "num_workers"), [("shards", 0), ("shards", 2), ("folder", 0), ("folder", 2)])
 def test_kill_9_and_continue(tmp_path: Path, kind: str, num_workers: int) -> None:
     data = data_overrides(tmp_path, kind, num_workers)
-    record = "callbacks.recorder={{_target_: training_runs.Recorder, path: {}}}"
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run_pretrain(whole, [*data, f"+{record.format(tmp_path / 'whole.csv')}"]) == 0
-
-    first = [f"+{record.format(tmp_path / 'first.csv')}", "+callbacks.kill={_target_: training_runs.KillAt, step: 8}"]
-    assert run_pretrain(cut, [*data, *first]) == -signal.SIGKILL
-    assert torch.load(cut / "last.ckpt", weights_only=True)["global_step"] == 6  # inside the second epoch of 5 steps
-    assert run_pretrain(cut, [*data, f"+{record.format(tmp_path / 'second.csv')}"]) == 0
-
-    seen = read_record(tmp_path / "whole.csv")
-    assert len(seen) == 30  # 15 steps of 2 accumulated batches
-    assert read_record(tmp_path / "first.csv") == seen[:16]
-    assert read_record(tmp_path / "second.csv") == seen[12:]  # the very next batch after the checkpoint
-    expected, result = (torch.load(run / "last.ckpt", weights_only=True) for run in (whole, cut))
-    assert expected["global_step"] == result["global_step"] == 15
-    torch.testing.assert_close(result["state_dict"], expected["state_dict"], rtol=0, atol=0)
-    for ours, theirs in zip(result["optimizer_states"], expected["optimizer_states"], strict=True):
-        torch.testing.assert_close(ours["state"], theirs["state"], rtol=0, atol=0)
-    assert result["lr_schedulers"] == expected["lr_schedulers"]
-    tables = [[row for row in read_record(run / "metrics.csv") if "speed" not in row[1]] for run in (whole, cut)]
-    assert tables[0] == tables[1]  # one row per step, none lost, none twice
+    whole, cut = check_cut_run("pretrain", tmp_path, data, killed=8, kept=6, steps=15)  # within the second epoch of 5
     backbones = [load_file(run / "backbone.safetensors") for run in (whole, cut)]
     torch.testing.assert_close(backbones[0], backbones[1], rtol=0, atol=0)
 
@@ -69,7 +44,7 @@ def test_finished_run_is_left_alone_and_backbone_loads_in_timm(tmp_path: Path) -
     assert (tmp_path / "run" / "last.ckpt").stat().st_mtime_ns == before
     backbone = str(tmp_path / "run" / "backbone.safetensors")
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, checkpoint_path=backbone)
-    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
+    state = read_checkpoint(tmp_path / "run")["state_dict"]
     assert not any("teacher" in name for name in state)
     torch.testing.assert_close(model.norm.weight, state["student.encoder.norm.weight"], rtol=0, atol=0)
     with pytest.raises(RuntimeError):
@@ -87,13 +62,13 @@ def test_sigterm_writes_and_asks_to_be_queued_again(tmp_path: Path) -> None:
     process.terminate()
     process.join(60)
     assert process.exitcode == EXIT_REQUEUE
-    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] > 3
+    assert read_checkpoint(tmp_path / "run")["global_step"] > 3
 
 
 @pytest.mark.parametrize("damage", ["cut", "junk", "empty"])
 def test_a_checkpoint_that_cannot_be_read_is_an_error(tmp_path: Path, damage: str) -> None:
     data = [*data_overrides(tmp_path, "folder", 0), "schedule.epochs=1"]
-    assert run_pretrain(tmp_path / "run", [*data, "+callbacks.kill={_target_: training_runs.KillAt, step: 4}"]) < 0
+    assert run_pretrain(tmp_path / "run", [*data, kill_at(4)]) < 0
     path = tmp_path / "run" / "last.ckpt"
     content = path.read_bytes()
     path.write_bytes({"cut": content[: len(content) // 2], "junk": b"no checkpoint" * 99, "empty": b""}[damage])
@@ -104,14 +79,14 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error(tmp_path: Path, damage: st
 
 def test_another_recipe_is_refused_another_machine_is_not(tmp_path: Path) -> None:
     data = data_overrides(tmp_path, "folder", 0)
-    assert run_pretrain(tmp_path / "run", [*data, "+callbacks.kill={_target_: training_runs.KillAt, step: 4}"]) < 0
+    assert run_pretrain(tmp_path / "run", [*data, kill_at(4)]) < 0
     assert run_pretrain(tmp_path / "run", [*data, "decoder.width=32"]) == 1
-    record = f"+callbacks.recorder={{_target_: training_runs.Recorder, path: {tmp_path}/record.csv}}"
-    other = ["schedule.batch_size=2", "checkpoint_every_n_steps=4", record]  # 4 accumulated batches instead of 2
+    # 4 accumulated batches instead of 2
+    other = ["schedule.batch_size=2", "checkpoint_every_n_steps=4", recorder(tmp_path / "record.csv")]
     assert run_pretrain(tmp_path / "run", [*data, *other]) == 0
     seen = [row[2] for row in read_record(tmp_path / "record.csv")]
     assert seen == [str([first, first + 1]) for first in range(24, 120, 2)]
-    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 15
+    assert read_checkpoint(tmp_path / "run")["global_step"] == 15
 
 
 def test_one_process_trains_in_a_folder_and_a_killed_one_leaves_no_lock(tmp_path) -> None:

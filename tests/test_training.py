@@ -43,7 +43,7 @@ def test_what_may_differ_is_a_setting_of_the_command(command: str) -> None:
 
 
 def test_contract_has_every_other_setting_and_names_of_classes(tmp_path: Path) -> None:
-    cfg = compose_config([*TINY, "data=images_folder", f"data.root={write_folder(tmp_path / 'photos', 9)}"])
+    cfg = compose_config([*TINY, "data=images_folder", f"data.root={write_folder(tmp_path / 'images', 9)}"])
     data, method = instantiate(cfg.data), instantiate(cfg.method)
     assert isinstance(method, Method)
     contract = method.contract(flatten(cfg, without=method.free_settings), data)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import write_folder, write_shards
-from test_resume import read_record
+from same_runs import kill_at, read_record, recorder
 from training_runs import run_pretrain, start_two, wait_for
 
 from sami.callbacks.metrics_table import read_table
@@ -20,16 +20,12 @@ from sami.preemption import EXIT_REQUEUE
 
 def overrides(root: Path) -> list[str]:
     shards = write_shards(root / "shards", [43])  # one shard: fewer than readers
-    val = write_folder(root / "val", 11)  # odd: the last rank has one photo less
+    val = write_folder(root / "val", 11)  # odd: the last rank has one image less
     return ["data=images_shards", f"data.train={shards[0]}", f"data.val={val}", "method.standardize_target=true"]
 
 
-def recorder(path: Path) -> str:
-    return f"+callbacks.recorder={{_target_: training_runs.Recorder, path: {path}}}"
-
-
 def test_two_ranks_are_one_run(tmp_path: Path) -> None:
-    """Two ranks see the photos of one, in the same global batches, and end with the same weights up to rounding."""
+    """Two ranks see the images of one, in the same global batches, and end with the same weights up to rounding."""
     data = overrides(tmp_path)
     assert run_pretrain(tmp_path / "one", [*data, recorder(tmp_path / "one.csv")]) == 0
     two = [*data, "schedule.batch_size=2", recorder(tmp_path / "two.csv")]
@@ -61,7 +57,7 @@ def test_two_ranks_are_one_run(tmp_path: Path) -> None:
 def test_kill_both_and_continue(tmp_path: Path) -> None:
     data = overrides(tmp_path)
     assert wait_for(start_two(tmp_path / "whole", data)) == [0, 0]
-    killed = start_two(tmp_path / "cut", [*data, "+callbacks.kill={_target_: training_runs.KillAt, step: 8}"])
+    killed = start_two(tmp_path / "cut", [*data, kill_at(8)])
     assert wait_for(killed) == [-signal.SIGKILL] * 2
     assert wait_for(start_two(tmp_path / "cut", data)) == [0, 0]
     whole, cut = (torch.load(tmp_path / run / "last.ckpt", weights_only=True) for run in ("whole", "cut"))
@@ -81,8 +77,8 @@ def test_a_signal_to_one_rank_stops_both_at_one_step(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] > 3
 
 
-def test_fewer_validation_photos_than_ranks(tmp_path: Path) -> None:
-    """The rank without a photo takes part in what the others gather."""
+def test_fewer_validation_images_than_ranks(tmp_path: Path) -> None:
+    """The rank without an image takes part in what the others gather."""
     data = [*overrides(tmp_path), f"data.val={write_folder(tmp_path / 'lonely', 1)}", "schedule.epochs=1"]
     assert wait_for(start_two(tmp_path / "run", data)) == [0, 0]
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from sami.cli import print0
+from sami.files import append_rows
 
 
 class BrokenImages(pl.Callback):
@@ -32,9 +33,7 @@ class BrokenImages(pl.Callback):
             with open(self.path, newline="") as file:
                 self.listed.update(row["image"] for row in csv.DictReader(file))
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Raises ValueError above `max_rate`."""
         self.loaded += len(batch["image"]) + len(batch["broken"])
         self.broken += len(batch["broken"])
@@ -45,15 +44,7 @@ class BrokenImages(pl.Callback):
                 f"are listed in {self.path}. Repair them, or raise callbacks.broken_images.max_rate."
             )
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: int) -> None:
         self.list_new(batch["broken"])
 
     def list_new(self, broken: list[tuple[str, str]]) -> None:
@@ -63,13 +54,7 @@ class BrokenImages(pl.Callback):
             return
         if not self.listed:
             print0(f"an image cannot be used and is left out: {new[0][0]} ({new[0][1]}); {self.path} lists all such")
-        header = not self.path.exists()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", newline="") as file:
-            writer = csv.writer(file)
-            if header:
-                writer.writerow(["image", "reason"])
-            writer.writerows(new)
+        append_rows(self.path, ("image", "reason"), new)
         self.listed.update(image for image, _ in new)
 
     def state_dict(self) -> dict[str, int]:

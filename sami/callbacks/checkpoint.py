@@ -1,4 +1,4 @@
-"""Files a run can be continued from."""
+"""Files a run can be continued from, and the weights that it is for in files of their own."""
 
 import time
 from pathlib import Path
@@ -6,11 +6,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sami.cli import print0
 from sami.files import whole_file
+from sami.methods.base import Method
+from sami.models.weights import save_weights
 from sami.preemption import Consensus, Preempted, on_signal
 
 CONTRACT_FORMAT = 2  # raised where settings change their names
@@ -72,9 +74,7 @@ class RunCheckpoint(pl.Callback):
         """Remembers that the run shall stop."""
         self.requested = True
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, between = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
         if between or step >= trainer.max_steps:
             return
@@ -91,9 +91,7 @@ class RunCheckpoint(pl.Callback):
         self.consensus.finish()
         trainer.save_checkpoint(self.path)
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Counts the batches that were done in batches of this run: another machine may accumulate more or fewer."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
@@ -102,3 +100,22 @@ class RunCheckpoint(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {"contract": self.contract, "contract_format": CONTRACT_FORMAT}
+
+
+class WeightsExport(pl.Callback):
+    """Writes `Method.exports` with every checkpoint, each file whole.
+
+    Args:
+        folder: of the files.
+        metadata: strings to keep in the files' headers, such as the settings of the run.
+    """
+
+    def __init__(self, folder: str, *, metadata: dict[str, str]) -> None:
+        self.folder, self.metadata = Path(folder), metadata
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Method, checkpoint: dict) -> None:
+        if not trainer.is_global_zero:
+            return
+        for name, (weights, own) in pl_module.exports().items():
+            header = {**self.metadata, **own, "step": str(trainer.global_step)}
+            save_weights(weights, self.folder / name, metadata=header)

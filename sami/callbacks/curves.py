@@ -9,8 +9,6 @@ from sami.callbacks.metrics_table import read_table
 from sami.files import whole_file
 from sami.methods.base import Method, Panel
 
-Points = list[tuple[int, float]]  # step, value
-
 
 class Curves(pl.Callback):
     """Draws the panels of `Method.curves` after each validation and at the end.
@@ -24,24 +22,20 @@ class Curves(pl.Callback):
         self.table, self.path = Path(table), Path(path)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Method) -> None:
-        self.draw(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Method) -> None:
-        self.draw(trainer, pl_module)
-
-    def draw(self, trainer: pl.Trainer, pl_module: Method) -> None:
-        """Writes the picture, on the first rank."""
         if not trainer.is_global_zero or not self.table.exists():
             return
-        numbers: dict[str, Points] = {}
+        numbers: dict[str, list[tuple[int, float]]] = {}
         for step, name, value in read_table(self.table):
             numbers.setdefault(name, []).append((step, value))
         with whole_file(self.path) as file:
             draw_panels(pl_module.curves(list(numbers)), numbers).savefig(file, format="png", dpi=110)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Method) -> None:
+        self.on_validation_end(trainer, pl_module)
 
-def draw_panels(panels: list[Panel], numbers: dict[str, Points]) -> Figure:
-    """The panels side by side; curves without numbers are left out."""
+
+def draw_panels(panels: list[Panel], numbers: dict[str, list[tuple[int, float]]]) -> Figure:
+    """The panels side by side, of (step, value) by name; curves without numbers are left out."""
     figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for metric, label, color, level in panel.curves:

@@ -3,13 +3,16 @@
 import csv
 import io
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from sami.files import whole_file
+from sami.files import append_rows, whole_file
+
+HEADER = ("step", "metric", "value")
 
 
 class TableLogger(Logger):
@@ -42,13 +45,8 @@ class TableLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Appends one row per metric."""
-        header = not self.path.exists()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", newline="") as file:
-            writer = csv.writer(file)
-            if header:
-                writer.writerow(["step", "metric", "value"])
-            writer.writerows((step, name, f"{value:.8g}") for name, value in metrics.items() if name != "epoch")
+        rows = [(step, name, f"{value:.8g}") for name, value in metrics.items() if name != "epoch"]
+        append_rows(self.path, HEADER, rows)
 
     @rank_zero_only
     def keep_before(self, step: int) -> None:
@@ -58,7 +56,7 @@ class TableLogger(Logger):
         rows = [row for row in read_table(self.path) if row[0] < step]
         with whole_file(self.path) as file:
             text = io.TextIOWrapper(file, newline="", write_through=True)
-            csv.writer(text).writerows([("step", "metric", "value"), *((a, b, f"{c:.8g}") for a, b, c in rows)])
+            csv.writer(text).writerows([HEADER, *((a, b, f"{c:.8g}") for a, b, c in rows)])
             text.detach()
 
 
@@ -67,8 +65,6 @@ def read_table(path: Path) -> list[tuple[int, str, float]]:
     rows = []
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
-            try:
+            with suppress(TypeError, ValueError):
                 rows.append((int(row["step"]), row["metric"], float(row["value"])))
-            except (TypeError, ValueError):
-                continue
     return rows

@@ -43,13 +43,11 @@ class NonFiniteGuard(pl.Callback):
         bad = torch.maximum(self.bad, (~torch.isfinite(norm)).float())
         self.bad_step = torch.where((bad > 0) & (self.bad == 0), trainer.global_step, self.bad_step)
         self.bad = bad
-        optimizer.grad_scale, optimizer.found_inf = None, self.bad
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        vars(optimizer).update(grad_scale=None, found_inf=self.bad)  # torch's fused optimisers read them
+        if (trainer.global_step + 1) * trainer.accumulate_grad_batches % pl_module.batches_per_log == 0:
             pl_module.log("train/grad_norm", norm)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Method, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         every = 1 if pl_module.device.type == "cpu" else self.check_every_n_steps * trainer.accumulate_grad_batches
         if (batch_idx + 1) % every == 0:
             self.check(trainer, pl_module)
@@ -73,7 +71,7 @@ class NonFiniteGuard(pl.Callback):
         if not self.bad.item():
             return
         step = int(self.bad_step)
-        data, length = trainer.datamodule, pl_module.run_length
+        data, length = pl_module.data, pl_module.run_length
         positions = range(step * length.global_batch_size, (step + 1) * length.global_batch_size)
         order = data.train_order()
         replay = {

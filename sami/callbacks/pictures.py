@@ -1,14 +1,20 @@
 """What a model makes of validation images, to look at."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from PIL import Image, ImageDraw
 from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor
 
-from sami.callbacks.drawing import draw_sheet
 from sami.files import whole_file
-from sami.methods.base import Method
+from sami.methods.base import Cell, Method
+from sami.predict.overlay import draw_masks
+
+TITLE_HEIGHT = 16  # pixels
 
 
 class ValidationPictures(pl.Callback):
@@ -30,10 +36,31 @@ class ValidationPictures(pl.Callback):
         with trainer.precision_plugin.val_step_context():
             for name, columns in pl_module.validation_pictures(self.num_images, self.num_masks):
                 sheet = draw_sheet(columns)
-                with whole_file(
-                    self.folder / f"{f'{name}_' if name else ''}step_{trainer.global_step:08d}.png"
-                ) as file:
+                label = f"{name}_" if name else ""
+                with whole_file(self.folder / f"{label}step_{trainer.global_step:08d}.png") as file:
                     sheet.save(file, "PNG")
                 for logger in trainer.loggers:
                     if isinstance(logger, WandbLogger):
                         logger.log_image(f"pictures/{name}".rstrip("/"), [sheet], step=trainer.global_step)
+
+
+def draw_sheet(columns: Mapping[str, Sequence[Cell] | Tensor]) -> Image.Image:
+    """A column under each title, a row for each image, whose cells are of one size."""
+    rows = [[draw_cell(cell) for cell in row] for row in zip(*columns.values(), strict=True)]
+    width, heights = max(row[0].width for row in rows), [row[0].height for row in rows]
+    sheet = Image.new("RGB", (width * len(columns), sum(heights) + TITLE_HEIGHT), "white")
+    for column, title in enumerate(columns):
+        ImageDraw.Draw(sheet).text((column * width + 4, 2), title, fill="black")
+    top = TITLE_HEIGHT
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (column * width, top))
+        top += height
+    return sheet
+
+
+def draw_cell(cell: Cell) -> Image.Image:
+    """An image uint8 [3, H, W], with masks bool [Q, H, W] on it if there are any, as `draw_masks` paints them."""
+    image, masks = cell if isinstance(cell, tuple) else (cell, None)
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return Image.fromarray(pixels) if masks is None else draw_masks(pixels, masks.numpy())

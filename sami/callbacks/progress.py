@@ -34,8 +34,8 @@ class ValidationLine(pl.Callback):
     """Prints one line after each validation."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Method) -> None:
-        numbers = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        numbers = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if numbers:
-            text = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in numbers.items())
+            text = ", ".join(f"{name.removeprefix('val/')} {float(value):.4g}" for name, value in numbers.items())
             epoch = trainer.global_step / pl_module.run_length.steps_per_epoch
             print0(f"step {trainer.global_step} (epoch {epoch:.2f}): validation {text}")

@@ -16,30 +16,27 @@ class Throughput(pl.Callback):
     Validation is not counted.
     """
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Method) -> None:
-        self.restart(trainer, pl_module)
-
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Method) -> None:
         if trainer.training or trainer.validating:
             self.restart(trainer, pl_module)
 
     def restart(self, trainer: pl.Trainer, pl_module: Method) -> None:
         """Forgets what was counted."""
-        if not hasattr(trainer.train_dataloader, "seconds_waited"):
-            return  # validation before training
-        pl_module.clock.collect()
-        self.images, self.began = 0, time.perf_counter()
-        self.waited = trainer.train_dataloader.seconds_waited
+        self.loader: Any = trainer.train_dataloader
+        if hasattr(self.loader, "seconds_waited"):  # else this is the validation before training
+            pl_module.clock.collect()
+            self.images, self.began, self.waited = 0, time.perf_counter(), self.loader.seconds_waited
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Method, outputs: Any, batch: dict[str, Any], batch_idx: int
-    ) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Method) -> None:
+        self.restart(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.images += len(batch["image"]) * trainer.world_size
-        if (batch_idx + 1) % (trainer.log_every_n_steps * trainer.accumulate_grad_batches):
+        if (batch_idx + 1) % pl_module.batches_per_log:
             return
         stages = pl_module.clock.collect()
         elapsed = time.perf_counter() - self.began
-        data = (trainer.train_dataloader.seconds_waited - self.waited) / elapsed
+        data = (self.loader.seconds_waited - self.waited) / elapsed
         shares = {stage: seconds / elapsed for stage, seconds in stages.items()}
         pl_module.log("speed/images_per_second", self.images / elapsed, prog_bar=True)
         shares |= {"data": data, pl_module.rest: 1 - data - sum(shares.values())}

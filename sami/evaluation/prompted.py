@@ -29,12 +29,7 @@ from sami.ops.prompts import (
 )
 
 NUM_CLICKS = (1, 3, 5)
-KINDS = (
-    "box",
-    *(f"click_{number}" for number in NUM_CLICKS),
-    *(f"uniform_{number}" for number in NUM_CLICKS),
-    "filled_box",
-)
+KINDS = ("box", *(f"{way}_{number}" for way in ("click", "uniform") for number in NUM_CLICKS), "filled_box")
 MEASURED_ON = f"box mIoU measured on masks of at most {LONGEST_SIDE} pixels on the longest side"  # and that of clicks
 MASK_PIXELS = 2**24  # of full-size logits at a time
 
@@ -74,17 +69,16 @@ def masks_from_prompts(
             gets no corrections, but further clicks on the innermost pixels of what it missed.
     """
 
-    def ask(prompts: Prompts, mask_input: Tensor | None, several: bool) -> tuple[Tensor, Tensor]:
-        coords, labels = prompts
+    def ask(prompts: Prompts, mask_input: Tensor | None, *, num_clicks: int) -> tuple[Tensor, Tensor]:
+        (coords, labels), several = prompts, use_multimask(decoder, num_clicks=num_clicks, has_box=num_clicks == 0)
         low_res_masks = most_confident(*decode((grid.to_model(coords), labels), mask_input, multimask_output=several))
         return low_res_masks, grid.masks_to_original(low_res_masks.float()) > 0
 
     corrects = decoder != "efficient_sam"
-    yield "box", ask(eval_prompts.box, None, use_multimask(decoder, num_clicks=0, has_box=True))[1]
+    yield "box", ask(eval_prompts.box, None, num_clicks=0)[1]
     prompts, low_res_masks = eval_prompts.central, None
     for number in range(1, max(NUM_CLICKS) + 1):
-        several = use_multimask(decoder, num_clicks=number, has_box=False)
-        low_res_masks, prediction = ask(prompts, low_res_masks if corrects else None, several)
+        low_res_masks, prediction = ask(prompts, low_res_masks if corrects else None, num_clicks=number)
         if number in NUM_CLICKS:
             yield f"click_{number}", prediction
         if number < max(NUM_CLICKS):
@@ -93,8 +87,7 @@ def masks_from_prompts(
     coords, labels = eval_prompts.uniform
     for number in NUM_CLICKS:
         clicks = coords[:, :, :number], labels[..., :number]
-        several = use_multimask(decoder, num_clicks=number, has_box=False)
-        yield f"uniform_{number}", ask(clicks, None, several)[1]
+        yield f"uniform_{number}", ask(clicks, None, num_clicks=number)[1]
 
 
 class MaskScores:

@@ -22,6 +22,8 @@ from sami.ops.masks import enlarge, mask_iou
 from sami.ops.pca import pca_colors, tokens_to_pixels
 from sami.ops.prompts import BOTTOM_RIGHT, FOREGROUND, PAD_LABEL, TOP_LEFT, Prompts
 
+Masks = dict[str, Tensor]  # bool [B, Q, h, w] by kind of prompt
+
 
 class TeacherOutput(NamedTuple):
     """What the teacher says of a batch."""
@@ -44,27 +46,22 @@ class StudentScores:
     def __init__(self, width: int, device: torch.device) -> None:
         self.loss, self.features = MeanMetric().to(device), FeatureAgreement(width).to(device)
         self.true_masks = MaskScores(device)
-        self.teacher_masks = [PromptedIoU([kind]).to(device) for kind in ("teacher_point", "teacher_box")]
+        self.teacher_masks = {kind: PromptedIoU([kind]).to(device) for kind in ("teacher_point", "teacher_box")}
 
-    def compare_maps(self, prediction: Tensor, target: Tensor, token_valid: Tensor, loss: Tensor) -> None:
-        """Maps [B, N, E], and which tokens count [B, N]."""
-        self.loss.update(loss, weight=len(target))
-        self.features.update(prediction[token_valid].unsqueeze(0), target[token_valid].unsqueeze(0))
-
-    def compare_masks(self, student: dict[str, Tensor], teacher: dict[str, Tensor], valid: dict[str, Tensor]) -> None:
-        """Masks [B, Q, h, w] by kind; those count that the teacher finds and `valid` [B, Q] has."""
-        for scores in self.teacher_masks:
-            (kind,) = scores.kinds
-            if kind in student:
-                found = valid[kind] & teacher[kind].flatten(2).any(dim=2)
-                scores.update({kind: mask_iou(student[kind], teacher[kind])[found]})
+    def update(self, prediction: Tensor, masks: Masks, loss: Tensor, teacher: TeacherOutput, found: Masks) -> None:
+        """Adds a map [B, N, E] and masks, beside those `found` in the teacher's: of them alone that hold anything."""
+        self.loss.update(loss, weight=len(prediction))
+        self.features.update(*(tokens[teacher.token_valid].unsqueeze(0) for tokens in (prediction, teacher.target)))
+        for kind, wanted in found.items():
+            ious = mask_iou(masks[kind], wanted)[wanted.flatten(2).any(dim=2)]
+            self.teacher_masks[kind].update({kind: ious})
 
     def compute(self) -> dict[str, Tensor]:
-        """All numbers by name, over all ranks; those without an image or mask to tell of are left out."""
+        """All numbers by name, over all ranks; NaN without an image or mask to tell of."""
         numbers = {"loss": self.loss.compute(), **self.features.compute()}
-        for scores in (*self.teacher_masks, self.true_masks):
+        for scores in (*self.teacher_masks.values(), self.true_masks):
             numbers |= scores.compute()
-        return finite(numbers)
+        return numbers
 
 
 class TeacherAgreement:
@@ -105,28 +102,20 @@ class TeacherAgreement:
             teacher_masks = masks_by_prompt(decode_with(teacher_decoder, seen), batch, image_size)
             if self.teacher:
                 compare_with_true_masks(self.teacher, teacher_decoder, seen, objects)
-        every = torch.ones_like(batch["place_noise"][..., 0], dtype=torch.bool)  # [B, Q]
-        valid = {"teacher_point": every, "teacher_box": batch["object_valid"]}
         for name, scores in self.students.items():
             image_embeddings = students[name].embed(batch["image"])
             seen = students[name].prepare(image_embeddings)
             compare_with_true_masks(scores.true_masks, students[name], seen, objects)
             if teacher_output:
                 prediction = to_tokens(image_embeddings)
-                own_loss = loss(prediction, teacher_output)
-                scores.compare_maps(prediction, teacher_output.target, teacher_output.token_valid, own_loss)
-                student_masks = masks_by_prompt(decode_with(students[name], seen), batch, image_size)
-                scores.compare_masks(student_masks, teacher_masks, valid)
+                masks = masks_by_prompt(decode_with(students[name], seen), batch, image_size)
+                scores.update(prediction, masks, loss(prediction, teacher_output), teacher_output, teacher_masks)
 
     def compute(self) -> dict[str, dict[str, Tensor]]:
-        """Numbers by name, by student, over all ranks; "of_teacher" is the teacher."""
-        numbers = {name: scores.compute() for name, scores in self.students.items()}
-        return numbers | ({"of_teacher": finite(self.teacher.compute())} if self.teacher else {})
-
-
-def finite(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without those that had nothing to be a mean of."""
-    return {name: value for name, value in numbers.items() if torch.isfinite(value)}
+        """Numbers by name, by student, over all ranks, less those that had nothing to be a mean of."""
+        found = {name: scores.compute() for name, scores in self.students.items()}
+        found |= {"of_teacher": self.teacher.compute()} if self.teacher else {}
+        return {who: {name: n for name, n in numbers.items() if n.isfinite()} for who, numbers in found.items()}
 
 
 def compare_with_true_masks(
@@ -151,14 +140,16 @@ def predict_masks(decode: Decode, prompts: Prompts, input_size: Tensor, image_si
     return masks & content_cells(input_size, image_size, (h, w)).unflatten(1, (h, w)).unsqueeze(1)
 
 
-def masks_by_prompt(decode: Decode, batch: dict[str, Any], image_size: int) -> dict[str, Tensor]:
-    """Masks by kind of prompt, see `StudentScores`; boxes where there are masks to take them from."""
-    prompts = {"teacher_point": place_prompts(batch["place_noise"], batch["input_size"])}
-    if batch["object_valid"].any():
-        corners = torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=batch["object_valid"].device)
-        labels = torch.where(batch["object_valid"].unsqueeze(-1), corners, PAD_LABEL)  # [B, Q, 2]
-        prompts["teacher_box"] = batch["box"], labels
-    return {kind: predict_masks(decode, asked, batch["input_size"], image_size) for kind, asked in prompts.items()}
+def masks_by_prompt(decode: Decode, batch: dict[str, Any], image_size: int) -> Masks:
+    """Masks by kind of prompt, see `StudentScores`; boxes where there are true masks, for others nothing."""
+    valid, input_size = batch["object_valid"], batch["input_size"]
+    points = place_prompts(batch["place_noise"], input_size)
+    found = {"teacher_point": predict_masks(decode, points, input_size, image_size)}
+    if valid.any():
+        corners = torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=valid.device)
+        boxes = batch["box"], torch.where(valid.unsqueeze(-1), corners, PAD_LABEL)  # labels [B, Q, 2]
+        found["teacher_box"] = predict_masks(decode, boxes, input_size, image_size) & valid[..., None, None]
+    return found
 
 
 def to_tokens(image_embeddings: Tensor) -> Tensor:
@@ -181,8 +172,6 @@ def draw_map(model: Sam, tokens: Tensor, target: Tensor, batch: dict[str, Any]) 
     gh = gw = math.isqrt(tokens.shape[1])
     size = model.image_size, model.image_size
     found = masks_by_prompt(decode_with(model, to_map(tokens, (gh, gw))), batch, model.image_size)
-    masks = found["teacher_point"]  # [B, Q, h, w]
-    if "teacher_box" in found:
-        masks = found["teacher_box"] & batch["object_valid"][..., None, None]
+    masks = found.get("teacher_box", found["teacher_point"])  # [B, Q, h, w]
     picture = tokens_to_pixels(pca_colors(target, tokens)[1], (gh, gw), size)
     return picture.cpu(), (enlarge(masks.float(), size) > 0.5).cpu()

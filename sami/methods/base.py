@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from sami.cache.teacher import CachedTeacher
 from sami.clock import StageClock
 from sami.methods.optimizer import parameter_groups
 from sami.methods.schedule import RunLength, lr_factor
@@ -46,14 +47,11 @@ class Panel(NamedTuple):
 
 def panels(metrics: Sequence[str], kinds: Mapping[str, Sequence[str]]) -> list[Panel]:
     """One panel for each title, of the metrics whose last part is among its kinds; the teacher's own are levels."""
-    found = []
+    found, shown = [], [metric for metric in metrics if metric.startswith(("train/", "val/"))]
     for title, names in kinds.items():
-        curves = []
-        for metric in metrics:
-            place, _, kind = metric.rpartition("/")
-            if kind in names and place.split("/")[0] in ("train", "val"):
-                of_teacher = place.endswith("of_teacher")
-                curves.append(Curve(metric, metric, "grey" if of_teacher else None, level=of_teacher))
+        own = [metric for metric in shown if metric.rpartition("/")[2] in names]
+        levels = ["/of_teacher/" in metric for metric in own]
+        curves = [Curve(m, m, "grey" if level else None, level) for m, level in zip(own, levels, strict=True)]
         # before training, features are off by any factor; what follows is worth seeing
         limits = (-0.5, 1.0) if title == "explained variance" else None
         found.append(Panel(title, curves, log="loss" in title, limits=limits))
@@ -86,6 +84,7 @@ class Method(pl.LightningModule):
 
     decay: ClassVar[str] = "cosine"  # of the learning rate, see `lr_factor`
     rest: ClassVar[str] = "student"  # what the time outside of the clock's stages is spent on
+    results: ClassVar[str] = "the segmenter, curves and numbers"  # what lies in a run's folder at the end
     # Settings that may differ when a run is continued: where things lie, which machine, what is shown. All others, also
     # those that nobody thought of, are part of the contract.
     free_settings: ClassVar[frozenset[str]] = frozenset(
@@ -130,14 +129,15 @@ class Method(pl.LightningModule):
         raise NotImplementedError
 
     def contract(self, settings: dict[str, Any], data: Any) -> dict[str, Any]:
-        """What a continued run must share, by name.
-
-        Args:
-            settings: the run's without `free_settings`, by dotted name. Classes go by their name, wherever they lie.
-            data: the data module.
-        """
+        """What a continued run must share, by name: `settings` are the run's by dotted name, without the free ones."""
+        # classes go by their name, wherever they lie
         short = {name: str(value).rpartition(".")[2] for name, value in settings.items() if name.endswith("_target_")}
         return {**settings, **short, "images": data.train_source.fingerprint}
+
+    def remark(self, data: Any) -> str | None:
+        """A line to print before training: where targets come from, if they were computed before."""
+        cached = [part for part in self._frozen if isinstance(part, CachedTeacher)]
+        return f"targets of {cached[0].description}" if cached else None
 
     # What Lightning and the methods call
 
@@ -146,7 +146,21 @@ class Method(pl.LightningModule):
         """The first of what is frozen, of methods that learn from a teacher."""
         return self._frozen[0]
 
+    @property
+    def data(self) -> Any:
+        """The data module of this stage."""
+        return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  # Lightning sets it from outside
+
+    @property
+    def batches_per_log(self) -> int:
+        """Batches between two numbers of the same name; Lightning counts steps."""
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  # set from outside, too
+        return every * self.trainer.accumulate_grad_batches
+
     def on_fit_start(self) -> None:
+        self.measure_statistics()
+
+    def on_validation_start(self) -> None:
         self.measure_statistics()
 
     def measure_statistics(self) -> None:
@@ -164,11 +178,6 @@ class Method(pl.LightningModule):
         for module in self._frozen:
             module.to(device)
         self.clock.on_gpu = device.type == "cuda"
-
-    @property
-    def data(self) -> Any:
-        """The data module of this stage."""
-        return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
 
     def check_frame(self, model: Sam) -> None:
         """Raises ValueError where data and model disagree about what the model sees."""
@@ -189,7 +198,7 @@ class Method(pl.LightningModule):
     def watch(self, values: Tensor, batch_idx: int) -> Tensor | None:
         """The mean of `values` since the last time, every `log_every_n_steps` steps, else None. Logs rate and epoch."""
         self.recent.append(values.detach())
-        if (batch_idx + 1) % (self.trainer.log_every_n_steps * self.trainer.accumulate_grad_batches):  # pyright: ignore
+        if (batch_idx + 1) % self.batches_per_log:
             return None
         mean = torch.stack(self.recent).mean(dim=0)
         self.recent.clear()

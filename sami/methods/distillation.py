@@ -125,22 +125,19 @@ class Distillation(Method):
         """The students by name."""
         return cast(dict[str, Sam], dict(self.students.items()))
 
-    def networks(self) -> list[nn.Module]:
-        """See `Method`."""
+    def networks(self) -> list[Sam]:
         return list(self.segmenters.values())
 
     def frozen_parts(self) -> list[nn.Module]:
-        """See `Method`."""
         return [getattr(student, part) for student in self.networks() for part in DECODER if part not in self.parts]
 
     def contract(self, settings: dict[str, Any], data: Any) -> dict[str, Any]:
-        """See `Method`. The contents of files stand for them."""
+        # the contents of files stand for them
         files = [name for name in settings if name == "decoder_checkpoint" or name.startswith("init")]
         own = {file: file_digest(settings[file]) for file in files}
         return super().contract(settings, data) | own | {"teacher weights": self.teacher.fingerprint}
 
     def setup(self, stage: str) -> None:
-        """See `Method` and `check_frame`."""
         super().setup(stage)
         self.check_frame(self.teacher_decoder)
 
@@ -172,9 +169,8 @@ class Distillation(Method):
                 self.log(f"{metric_name}/feature_loss", features, sync_dist=True)
                 if self.mask_weight:
                     self.log(f"{metric_name}/mask_loss", masks, sync_dist=True)
-        own = [student.image_encoder for student in self.segmenters.values()]
         # our own encoders use all of their parameters; decoders and timm's other backbones may not
-        unused = len(self.parts) > 1 or any(hasattr(encoder, "backbone") for encoder in own)
+        unused = len(self.parts) > 1 or any(hasattr(student.image_encoder, "backbone") for student in self.networks())
         return losses[:, 0].sum() + (self.touch_unused() if unused else 0.0)
 
     def loss(self, student: Sam, batch: dict[str, Any], output: TeacherOutput) -> Tensor:
@@ -202,7 +198,7 @@ class Distillation(Method):
         return "/".join(part for part in parts if part and part not in alone)
 
     def on_validation_start(self) -> None:
-        self.measure_statistics()
+        super().on_validation_start()
         first = self.trainer.global_step == 0  # what the teacher itself makes of the masks does not change
         make = partial(TeacherAgreement, list(self.students), self.teacher.width, self.device, with_teacher=first)
         self.scores = {name: make() for name in self.data.val_sources}
@@ -217,14 +213,12 @@ class Distillation(Method):
             self.scores[name].update(self.segmenters, batch, output, teacher_decoder=decoder, loss=loss)
 
     def on_validation_epoch_end(self) -> None:
-        """Reduces over ranks and logs."""
         for name, scores in self.scores.items():
             for student, numbers in scores.compute().items():
                 metric_name = self.metric_name("val", name, student)
                 self.log_dict({f"{metric_name}/{kind}": value.float() for kind, value in numbers.items()})
 
     def exports(self) -> dict[str, WeightsFile]:
-        """Every student, see `segmenter_file`."""
         label = "segmenter_{}" if len(self.students) > 1 else "segmenter"
         return {f"{label.format(name)}.safetensors": segmenter_file(own) for name, own in self.segmenters.items()}
 

@@ -3,6 +3,7 @@
 B images   H W pixels   Q objects per image   K candidate masks   h w low-resolution masks   S pixels per side
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from sami.data.crops import denormalize
 from sami.data.objects import ImageObjects
-from sami.evaluation.prompted import MaskScores, make_prompts, masks_from_prompts
+from sami.evaluation.prompted import MEASURED_ON, MaskScores, make_prompts, masks_from_prompts
 from sami.losses import mask_loss
 from sami.methods.base import Curve, Method, Panel, Pictures, WeightsFile, segmenter_file
 from sami.methods.optimizer import freeze_all_but
@@ -27,7 +28,7 @@ from sami.ops.frames import ImageFrame
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 CURVES = ("box", "click_1", "click_3", "click_5", "uniform_1")
 TRIVIAL = {"filled_box": "box", "click_disc": "click_1", "uniform_disc": "uniform_1"}  # and what it is to be beaten by
-PICTURES = {"box": "from the box", "click_1": "from 1 click", "click_5": "from 5 clicks"}
+PICTURES = {"": "true masks", "box": "from the box", "click_1": "from 1 click", "click_5": "from 5 clicks"}
 
 
 class SegmenterFinetuning(Method):
@@ -83,20 +84,20 @@ class SegmenterFinetuning(Method):
         self.train()  # Lightning leaves the mode as it finds it, and a segmenter is built to be used
 
     def networks(self) -> list[nn.Module]:
-        """See `Method`."""
         return [self.model]
 
     def frozen_parts(self) -> list[nn.Module]:
-        """See `Method`."""
         return [getattr(self.model, part) for part in PARTS if part not in self.train_parts]
 
     def contract(self, settings: dict[str, Any], data: Any) -> dict[str, Any]:
-        """See `Method`. The contents of files stand for them."""
+        # the contents of files stand for them
         files = ("model.checkpoint", "model.backbone", "model.decoder_checkpoint")
         return super().contract(settings, data) | {file: file_digest(settings[file]) for file in files}
 
+    def remark(self, data: Any) -> str | None:
+        return MEASURED_ON if data.validates else None
+
     def setup(self, stage: str) -> None:
-        """See `Method` and `check_frame`."""
         super().setup(stage)
         self.check_frame(self.model)
 
@@ -158,13 +159,11 @@ class SegmenterFinetuning(Method):
                 yield row, batch["objects"][row], decode_with(self.model, images.take([index]))
 
     def on_validation_epoch_end(self) -> None:
-        """Reduces over ranks and logs."""
         for name, scores in self.scores.items():
             prefix = f"val/{name}/" if name else "val/"
             self.log_dict({f"{prefix}{kind}": value.float() for kind, value in scores.compute().items()})
 
     def exports(self) -> dict[str, WeightsFile]:
-        """See `segmenter_file`."""
         return {"segmenter.safetensors": segmenter_file(self.model)}
 
     def curves(self, metrics: Sequence[str]) -> list[Panel]:
@@ -182,18 +181,18 @@ class SegmenterFinetuning(Method):
         for name in self.data.val_sources:
             batch = self.data.spread_val_batch(name, num_images)
             batch["image"] = batch["image"].to(self.device)
-            columns: dict[str, list[Any]] = {title: [] for title in ("image", "true masks", *PICTURES.values())}
+            columns: dict[str, list[Any]] = defaultdict(list)
             for row, objects, decode in self.each_image(batch):
                 grid = objects.frame.shrunk(objects.frame.image_size)
                 masks, noise = (tensor.to(self.device) for tensor in objects.take(slice(num_masks), grid))
-                prompts, decoder = make_prompts(masks, noise), self.model.decoder
-                found = dict(masks_from_prompts(decode, masks, prompts, grid, decoder=decoder))
+                prompts = make_prompts(masks, noise)
+                found = dict(masks_from_prompts(decode, masks, prompts, grid, decoder=self.model.decoder))
                 image = cut_out(batch["image"][row : row + 1], grid)
                 columns["image"].append(image)
-                shown = {"true masks": masks, **{title: found[kind] for kind, title in PICTURES.items()}}
-                for title, predicted in shown.items():
-                    columns[title].append((image, predicted[0].cpu()))
-            if columns["image"]:
+                for kind, predicted in {"": masks, **found}.items():
+                    if kind in PICTURES:
+                        columns[PICTURES[kind]].append((image, predicted[0].cpu()))
+            if columns:
                 yield Pictures(name, columns)
 
 

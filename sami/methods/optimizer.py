@@ -1,11 +1,13 @@
 """Which parameters train, how fast, and which of them decay."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 PARTS = ("image_encoder", "neck", "prompt_encoder", "mask_decoder")
+EARLY = re.compile(r"image_encoder\.(?:blocks\.(?P<block>\d+)|patch_embed|pos_embed|cls_token)(?:\.|$)")
 
 
 def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
@@ -17,7 +19,7 @@ def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
     unknown = set(parts) - set(PARTS)
     if unknown or not parts:
         raise ValueError(f"train_parts={list(parts)}: choose one or more of {', '.join(PARTS)}")
-    for part, network in (*model.named_children(), ("neck", model.image_encoder.neck)):
+    for part, network in (*model.named_children(), ("neck", model.get_submodule("image_encoder.neck"))):
         network.requires_grad_(part in parts or (part == "neck" and "image_encoder" in parts))
 
 
@@ -35,23 +37,20 @@ def parameter_groups(
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay}: give a number in (0, 1]")
-    blocks = getattr(model.image_encoder, "blocks", None) if layer_decay < 1 else None
-    if layer_decay < 1 and blocks is None:
+    blocks = getattr(model.image_encoder, "blocks", None) if layer_decay < 1 else ()
+    if blocks is None:
         raise ValueError(f"layer_decay={layer_decay} needs an encoder of blocks, as a ViT is: set it to 1")
-    depth = len(blocks) if blocks is not None else 0
+    depth = len(blocks)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            number = layer_number(name, depth) if blocks is not None else depth + 1
+            number = layer_number(name, depth) if layer_decay < 1 else depth + 1
             plain = is_plain(name, parameter) or id(parameter) in tables
             groups.setdefault((number, plain), []).append(parameter)
+    rates = {number: lr * layer_decay ** (depth + 1 - number) for number, _ in groups}
     return [
-        {
-            "params": parameters,
-            "lr": lr * layer_decay ** (depth + 1 - number),
-            "weight_decay": 0.0 if plain else weight_decay,
-        }
+        {"params": parameters, "lr": rates[number], "weight_decay": 0.0 if plain else weight_decay}
         for (number, plain), parameters in sorted(groups.items())
     ]
 
@@ -67,10 +66,6 @@ def is_plain(name: str, parameter: nn.Parameter) -> bool:
 
 def layer_number(name: str, depth: int) -> int:
     """0 for what lies before the blocks of the image encoder, 1 + i for block i, depth + 1 for all the rest."""
-    part, _, rest = name.partition(".")
-    if part != "image_encoder":
-        return depth + 1
-    first, _, rest = rest.partition(".")
-    if first == "blocks":
-        return 1 + int(rest.partition(".")[0])
-    return 0 if first in ("patch_embed", "pos_embed", "cls_token") else depth + 1
+    if match := EARLY.match(name):
+        return 0 if match["block"] is None else 1 + int(match["block"])
+    return depth + 1

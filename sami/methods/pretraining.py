@@ -4,6 +4,7 @@ B images   H W pixels   N tokens   E target width   D student width
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ class SAMIPretraining(Method):
         ValueError: `mask_ratio` keeps no token, or hides none where the loss counts masked ones only.
     """
 
+    results = "the backbone, curves and numbers"
     free_settings = Method.free_settings | {
         *("data.root", "method.encoder", "method.decoder", "method.teacher"),  # their own sections say what they are
         *("method.compile", "teacher.weights", "teacher.max_batch"),
@@ -72,22 +74,18 @@ class SAMIPretraining(Method):
             raise ValueError(f"mask_ratio={mask_ratio} hides none of {encoder.num_tokens} tokens: nothing to predict")
         self.student = SAMI(encoder, decoder, teacher.width)
         self.statistics = ChannelStatistics(teacher.width) if standardize_target else nn.Identity()
-        self.mask_ratio, self.loss_distance, self.loss_tokens = mask_ratio, loss_distance, loss_tokens
+        self.mask_ratio, self.loss_tokens = mask_ratio, loss_tokens
+        self.loss = partial(feature_loss, distance=loss_distance, tokens=loss_tokens)
         self.mean_loss, self.agreement, self.knn = MeanMetric(), FeatureAgreement(teacher.width), KNNAccuracy()
         if compile:
             self.student.compile()
 
     def networks(self) -> list[nn.Module]:
-        """See `Method`."""
         return [self.student]
 
     def contract(self, settings: dict[str, Any], data: Any) -> dict[str, Any]:
-        """See `Method`."""
         own = {"teacher weights": self.teacher.fingerprint, "views per image": data.num_views}
         return super().contract(settings, data) | own
-
-    def on_validation_start(self) -> None:
-        self.measure_statistics()
 
     def target(self, batch: dict[str, Any]) -> Tensor:
         """[B, N, E] what the student has to predict, without gradient."""
@@ -110,10 +108,6 @@ class SAMIPretraining(Method):
             self.log("train/explained_variance", explained_variance(prediction, target))
         return loss
 
-    def loss(self, prediction: Tensor, target: Tensor, split: MaskSplit) -> Tensor:
-        """`feature_loss` as configured."""
-        return feature_loss(prediction, target, split, distance=self.loss_distance, tokens=self.loss_tokens)
-
     def trained_tokens(self, prediction: Tensor, target: Tensor, split: MaskSplit) -> tuple[Tensor, Tensor]:
         """The tokens that the loss counts: [B, N, E] or [B, M, E] each. What it does not count is not trained."""
         if self.loss_tokens == "all":
@@ -133,14 +127,6 @@ class SAMIPretraining(Method):
         self.knn.update(self.features(batch["image"]), batch["label"])
         self.mean_loss.update(self.loss(prediction, target, split), len(target))
 
-    def student_weights(self) -> dict[str, Tensor]:
-        """The student's state, its head predicting the teacher's own features, not standardised ones."""
-        weights = dict(self.student.state_dict())
-        if isinstance(self.statistics, ChannelStatistics):
-            weight, bias = self.statistics.fold(weights["head.weight"], weights["head.bias"])
-            weights |= {"head.weight": weight, "head.bias": bias}
-        return weights
-
     def features(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D]: mean of the encoder's patch tokens; MAE's class token is trained by nothing."""
         return self.student.encoder.forward_features(image)[:, 1:].mean(dim=1)
@@ -159,11 +145,14 @@ class SAMIPretraining(Method):
         strictly. `student.safetensors` is the encoder, decoder and head of `sami.models.sami.SAMI`, which predicts the
         teacher's features in their own units, also where training standardised them.
         """
-        encoder = self.student.encoder
+        encoder, weights = self.student.encoder, dict(self.student.state_dict())
+        if isinstance(self.statistics, ChannelStatistics):
+            weight, bias = self.statistics.fold(weights["head.weight"], weights["head.bias"])
+            weights |= {"head.weight": weight, "head.bias": bias}
         metadata = {"format": "pt", "model": f"vit_{encoder.size}_patch{encoder.patch_size}"}
         return {
             "backbone.safetensors": WeightsFile(encoder.state_dict(), metadata),
-            "student.safetensors": WeightsFile(self.student_weights(), metadata),
+            "student.safetensors": WeightsFile(weights, metadata),
         }
 
     def curves(self, metrics: Sequence[str]) -> list[Panel]:
@@ -183,10 +172,9 @@ class SAMIPretraining(Method):
         split, encoder = split_by_noise(batch["noise"], self.mask_ratio), self.student.encoder
         target, prediction = self.target(batch).float(), self.student(batch["image"], split).float()  # [B, N, E]
         teacher, student = pca_colors(target, prediction)  # [B, N, 3] each
+        seen = torch.zeros_like(target[..., :1], dtype=torch.bool).scatter(1, split.ids_keep.unsqueeze(-1), True)
         if self.loss_tokens == "masked":
-            student = student.scatter(1, split.ids_keep.unsqueeze(-1).expand(-1, -1, 3), GREY)
-        seen = torch.zeros(*target.shape[:2], 1, dtype=torch.bool, device=self.device)
-        seen = seen.scatter(1, split.ids_keep.unsqueeze(-1), True)
+            student = student.masked_fill(seen, GREY)
         image, size = denormalize(batch["image"]).cpu(), (batch["image"].shape[2], batch["image"].shape[3])
         seen, teacher, student = (
             tokens_to_pixels(tokens.cpu(), encoder.grid_size, size) for tokens in (seen, teacher, student)

@@ -106,15 +106,9 @@ class SamProtocol:
         self.num_clicks, self.num_refinements = num_clicks, num_refinements
         self.box_noise, self.max_box_noise, self.box_chance = box_noise, max_box_noise, box_chance
 
-    @property
-    def num_iterations(self) -> int:
-        """1 + num_clicks + num_refinements: 11 in the paper."""
-        return 1 + self.num_clicks + self.num_refinements
-
     def iterations(
         self, decode: Decode, masks: Tensor, noise: Tensor, *, image_size: int, boxes: Tensor | None = None
     ) -> Iterator[Candidates]:
-        """See `PromptSampling`."""
         drawn = PromptNoise.split(noise)
         click = uniform_clicks(masks, drawn.click)
         max_noise = self.max_box_noise * masks.shape[-1]  # pixels of the masks
@@ -123,12 +117,13 @@ class SamProtocol:
         # among those between first and last; drawn for each object, so that no iteration is special to a batch
         refined = 1 + (drawn.number * (self.num_clicks + 1)).floor() if self.num_refinements == 2 else None  # [B, Q]
         mask_input, cell = None, image_size / masks.shape[-1]  # model pixels per pixel of the masks
-        for number in range(self.num_iterations):
+        num_iterations = 1 + self.num_clicks + self.num_refinements  # 11 in the paper
+        for number in range(num_iterations):
             candidates = decode(scale_prompts(prompts, cell), mask_input, multimask_output=number == 0)
             yield candidates
-            if number + 1 < self.num_iterations:
+            if number + 1 < num_iterations:
                 mask_input = most_confident(*candidates)
-            if mask_input is not None and number + 1 < self.num_iterations - (self.num_refinements > 0):
+            if mask_input is not None and number + 1 < num_iterations - (self.num_refinements > 0):
                 prediction = enlarge(mask_input, (masks.shape[-2], masks.shape[-1])) > 0
                 coords, labels = random_correction(prediction, masks, drawn.clicks[..., number])
                 if refined is not None:
@@ -162,7 +157,6 @@ class PointsProtocol:
     def iterations(
         self, decode: Decode, masks: Tensor, noise: Tensor, *, image_size: int, boxes: Tensor | None = None
     ) -> Iterator[Candidates]:
-        """See `PromptSampling`."""
         drawn = PromptNoise.split(noise)
         coords, labels = uniform_clicks(masks, drawn.clicks[..., : self.max_points])
         count = 1 + (drawn.number.unsqueeze(-1) * self.max_points).floor()  # [B, Q, 1]

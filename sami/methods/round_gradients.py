@@ -12,13 +12,11 @@ class KnownGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *tensors: Tensor) -> Tensor:
-        """Keeps the gradients."""
         ctx.gradients = gradients
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Hands them out."""
         return None, None, *(gradient * known for known in ctx.gradients)
 
 
@@ -42,9 +40,9 @@ def mean_by_iterations(
     for parts in iterations:
         with torch.autocast(parts.device.type, enabled=False):  # a backward pass chooses no types of its own
             gradients = torch.autograd.grad(parts[0], leaves, materialize_grads=True)
-        torch._foreach_add_(total, gradients)
+        torch._foreach_add_(total, gradients)  # pyright: ignore[reportPrivateImportUsage]  # one kernel for all tensors
         done.append(parts.detach())
         del parts, gradients  # the graph, before the next one grows
-    torch._foreach_div_(total, len(done))
+    torch._foreach_div_(total, len(done))  # pyright: ignore[reportPrivateImportUsage]
     numbers = torch.stack(done)  # [iterations, parts]
     return KnownGradients.apply(numbers[:, 0].mean(), total, *tensors), numbers

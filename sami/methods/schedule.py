@@ -1,6 +1,7 @@
 """How long, how fast, in which portions: the recipe's numbers for the data and machines at hand."""
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytorch_lightning as pl
@@ -45,24 +46,17 @@ class RunLength(NamedTuple):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Linear warm-up, then down to zero, per step: a half cosine (arXiv:2312.00863, Sec. 4.1, as MAE), or in a straight
     line where the method says so.
-
-    Args:
-        epochs: of training.
-        warmup_epochs: of linear warm-up.
-        base_lr: the peak is lr = base_lr * global_batch_size / 256. The paper's 2.4e-3 at 4096 is 1.5e-4 here.
-        global_batch_size: images per optimiser step over all devices; the recipe's number, whatever the machine.
-        batch_size: at most so many images per batch and device, what fits its memory. The rest is accumulated; where
-            it does not divide, batches are smaller.
     """
 
-    def __init__(
-        self, *, epochs: float, warmup_epochs: float, base_lr: float, global_batch_size: int, batch_size: int
-    ) -> None:
-        self.epochs, self.warmup_epochs, self.base_lr = epochs, warmup_epochs, base_lr
-        self.global_batch_size, self.batch_size = global_batch_size, batch_size
+    epochs: float
+    warmup_epochs: float
+    base_lr: float  # the peak is base_lr * global_batch_size / 256; the paper's 2.4e-3 at 4096 is 1.5e-4 here
+    global_batch_size: int  # images per optimiser step over all devices; the recipe's number, whatever the machine
+    batch_size: int  # at most, per device, what fits its memory; the rest is accumulated, in smaller ones if need be
 
     def resolve(self, *, num_images: int, world_size: int) -> RunLength:
         """The numbers for this data set and these devices.

@@ -1,8 +1,8 @@
 """What distillation starts from: students with the teacher's decoder."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
-import torch
 from torch import nn
 
 from sami.cli import print0
@@ -67,15 +67,14 @@ def start_students(
     for name in names:
         files = {"checkpoint": None, "backbone": init.get(name), "decoder_checkpoint": None}
         student = start_segmenter(name=STUDENTS.get(name, name), **files, **how)
-        student.prompt_encoder.load_state_dict(decoder.prompt_encoder.state_dict())
-        student.mask_decoder.load_state_dict(decoder.mask_decoder.state_dict())
+        copy_decoder(decoder, student)
         students[name.replace("/", "_").replace(".", "_")] = student
     return students, decoder
 
 
 def check_teacher(teacher: SegmenterTeacher, image_size: int, resize_mode: str) -> None:
     """Raises ValueError where the teacher was made for images of another kind than the students will see."""
-    sam = teacher.sam
+    sam = cast(Sam, teacher.sam)
     if teacher.trained and sam.resize_mode != resize_mode:
         raise ValueError(
             f"the teacher {sam.name} takes images with resize_mode={sam.resize_mode}, the students {resize_mode}: set "
@@ -90,22 +89,21 @@ def check_teacher(teacher: SegmenterTeacher, image_size: int, resize_mode: str) 
 
 def teacher_decoder(teacher: Teacher, checkpoint: str | None, *, image_size: int, resize_mode: str) -> Sam:
     """The second half of the teacher's segmenter, frozen: embeddings and prompts in, masks out."""
-    own = teacher.sam if isinstance(teacher, SegmenterTeacher) and checkpoint is None else None
-    options = {"name": "teacher", "image_size": image_size, "resize_mode": resize_mode, "decoder": "sam"}
-    if own:
-        options["decoder"] = own.decoder
-
-    def build() -> Sam:
-        return Sam(nn.Identity(), **options)
-
-    with torch.no_grad():
-        decoder = build_random(build, announce=None).eval().requires_grad_(False)
+    own = cast(Sam, teacher.sam) if isinstance(teacher, SegmenterTeacher) and checkpoint is None else None
+    options = {"image_size": image_size, "resize_mode": resize_mode, "decoder": own.decoder if own else "sam"}
+    decoder = cast(Sam, build_random(lambda: Sam(nn.Identity(), name="teacher", **options), announce=None))
+    decoder.eval().requires_grad_(False)
     if checkpoint is not None:
         load_decoder(decoder, checkpoint)
         print0(f"decoder of {checkpoint}; nothing says that it is this teacher's: if not, val/of_teacher/box is low")
     elif own is not None:
-        decoder.prompt_encoder.load_state_dict(own.prompt_encoder.state_dict())
-        decoder.mask_decoder.load_state_dict(own.mask_decoder.state_dict())
+        copy_decoder(own, decoder)
     else:
         print0("decoder_checkpoint=null: the decoder has random weights, and what is said of masks means nothing")
     return decoder
+
+
+def copy_decoder(source: Sam, to: Sam) -> None:
+    """Weights of prompt encoder and mask decoder of one segmenter into another."""
+    to.prompt_encoder.load_state_dict(source.prompt_encoder.state_dict())
+    to.mask_decoder.load_state_dict(source.mask_decoder.state_dict())

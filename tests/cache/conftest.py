@@ -4,14 +4,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from caches import photo_overrides, run_cache
+from caches import image_overrides, run_cache
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     """Photos and a complete fp32 cache of two views of each; tests that change it take a copy."""
     root = tmp_path_factory.mktemp("cache")
-    data = photo_overrides(root)
+    data = image_overrides(root)
     assert run_cache("write", [*data, f"cache.path={root}/targets"]) == 0
     return data, root / "targets"
 

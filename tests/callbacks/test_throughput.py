@@ -18,16 +18,15 @@ def test_clock_adds_up_and_forgets() -> None:
 
 
 def test_shares_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """0.5 s in all: 0.1 s waiting, 0.2 s in the teacher, two batches of 8 photos on each of 2 ranks."""
+    """0.5 s in all: 0.1 s waiting, 0.2 s in the teacher, two batches of 8 images on each of 2 ranks."""
     now, logged = [100.0], {}
     monkeypatch.setattr("sami.callbacks.throughput.time.perf_counter", lambda: now[0])
     loader = SimpleNamespace(seconds_waited=3.0)
-    trainer = SimpleNamespace(
-        train_dataloader=loader, world_size=2, log_every_n_steps=1, accumulate_grad_batches=2, training=True
-    )
+    trainer = SimpleNamespace(train_dataloader=loader, world_size=2, training=True)
     module = SimpleNamespace(
         clock=StageClock(),
         rest="student",
+        batches_per_log=2,
         log=lambda name, value, **_: logged.update({name: value}),
         log_dict=logged.update,
     )

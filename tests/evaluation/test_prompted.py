@@ -18,7 +18,7 @@ from sami.ops.masks import innermost_pixel, mask_iou
 from sami.ops.prompts import BACKGROUND, FOREGROUND
 from sami.predict.predictor import SamPredictor
 
-H, W = 26, 32  # of the photo; the model sees 32 x 32, with padding below
+H, W = 26, 32  # of the image; the model sees 32 x 32, with padding below
 GRID = longest_side_frame((H, W), 32)
 
 
@@ -102,9 +102,9 @@ def test_a_model_without_background_clicks_gets_none() -> None:
 def some_objects(size: tuple[int, int] = (H, W), fit=longest_side_frame) -> ImageObjects:
     masks = draw_masks(0, 5, height=size[0] - 2, width=size[1])
     masks = np.pad(masks, ((0, 0), (2, 0), (0, 0)))
-    photo = AnnotatedImage(encode(draw_scene(0, masks)), [rle(mask) for mask in masks])
+    image = AnnotatedImage(encode(draw_scene(0, masks)), [rle(mask) for mask in masks])
     frame = FrameSpec(32, 8, "pad" if fit is longest_side_frame else "stretch", 0.9)
-    return draw_objects(photo, frame, np.random.default_rng(0), num_masks=9)
+    return draw_objects(image, frame, np.random.default_rng(0), num_masks=9)
 
 
 def scores_of(objects: ImageObjects, decode=None) -> dict[str, float]:
@@ -138,7 +138,7 @@ def test_the_answers_without_a_model_do_not_depend_on_the_models_frame() -> None
     assert [whole[name] for name in trivial] == [stretched[name] for name in trivial]
 
 
-def test_large_photos_are_compared_on_a_smaller_grid(monkeypatch) -> None:
+def test_large_images_are_compared_on_a_smaller_grid(monkeypatch) -> None:
     objects = some_objects((300, 400))
     whole = scores_of(objects)
     monkeypatch.setattr(prompted, "LONGEST_SIDE", 100)
@@ -150,7 +150,7 @@ def test_large_photos_are_compared_on_a_smaller_grid(monkeypatch) -> None:
 
 @pytest.mark.parametrize("resize_mode", ["pad", "stretch"])
 def test_what_is_measured_is_what_the_predictor_gives(resize_mode) -> None:
-    """Box and first click, of a photo whose sides no cell divides: the same pixels, to the last one."""
+    """Box and first click, of an image whose sides no cell divides: the same pixels, to the last one."""
     torch.manual_seed(0)
     model = build_sam("efficient_sam_vitt", decoder="sam", resize_mode=resize_mode, image_size=64)
     drawn = draw_masks(3, 2, height=57, width=83)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from masked_images import write_sa1b_folder
+from steps import losses_while_learning
 from torch import Tensor
 
 from sami.data.distillation import WholeImageData
@@ -43,7 +44,7 @@ def teacher() -> SegmenterTeacher:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> WholeImageData:
-    folder = str(write_sa1b_folder(tmp_path_factory.mktemp("photos"), 6))
+    folder = str(write_sa1b_folder(tmp_path_factory.mktemp("images"), 6))
     options = {"image_size": 64, "resize_mode": "pad", "num_prompts": 4, "num_val_masks": 3, "seed": 0}
     options |= {"num_workers": 0, "shuffle_window": 1, "cache": None, "val_batch_size": 4}
     data = WholeImageData(folder, folder, **options)
@@ -90,7 +91,7 @@ def test_a_student_that_is_the_teacher_has_no_loss_and_its_masks(teacher, data) 
 
 
 def test_padding_teaches_nothing(teacher, data) -> None:
-    """Another answer of the teacher in the padding changes no gradient, one in the photo does."""
+    """Another answer of the teacher in the padding changes no gradient, one in the image does."""
     method, batch = build(teacher), batch_of(data)
     expected = gradients(method, batch)
     output = method.teacher_output(batch)
@@ -117,7 +118,7 @@ def test_the_teacher_is_neither_saved_nor_trained_and_the_decoder_stays(teacher,
         assert not getattr(student, part).training and student.image_encoder.training
 
 
-def test_students_share_the_lesson_and_nothing_else(teacher, data) -> None:
+def test_students_share_the_teachers_output_and_nothing_else(teacher, data) -> None:
     """Two at once get the gradients that each gets alone, from one look of the teacher."""
     both = build(teacher, names=[SMALL, "timm/test_vit"])
     looks = []
@@ -150,7 +151,7 @@ def test_mask_loss_through_a_decoder_that_is_frozen_or_learns(teacher, data, tra
     batch = batch_of(data)
     output = method.teacher_output(batch)
     assert output.masks.shape == (4, 4, 16, 16) and output.masks.any()
-    assert not output.masks[:, :, 12:].any()  # photos of 48 x 64: nothing in the padding
+    assert not output.masks[:, :, 12:].any()  # images of 48 x 64: nothing in the padding
     found = gradients(method, batch)
     moved = {name.split(".")[2] for name, gradient in found.items() if gradient.any()}
     assert moved >= {"image_encoder"} and ("mask_decoder" in moved) == train_decoder
@@ -174,14 +175,7 @@ def test_standardised_loss_is_in_units_of_each_channels_spread(teacher, data) ->
 
 def test_a_student_learns(teacher, data) -> None:
     method, batch = build(teacher), batch_of(data)
-    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=3e-3)
-    losses = []
-    for _ in range(25):
-        loss = method.training_step(batch, 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_while_learning(method, batch, steps=25, lr=3e-3)
     assert losses[-1] < 0.5 * losses[0]
     prediction = to_tokens(next(iter(method.students.values())).embed(batch["image"]))
     assert prediction.shape == method.teacher_output(batch).target.shape

@@ -7,10 +7,12 @@ import pytest
 import timm
 import torch
 from masked_images import write_sa1b_folder
+from steps import losses_while_learning
 from torch import Tensor, nn
 
 from sami.data.crops import normalize
 from sami.data.finetuning import FinetuningData
+from sami.evaluation.prompted import MaskScores
 from sami.methods.finetuning import SegmenterFinetuning, cut_out
 from sami.methods.optimizer import layer_number, parameter_groups
 from sami.methods.prompt_protocols import PointsProtocol, SamProtocol
@@ -19,6 +21,7 @@ from sami.models.build import build_sam
 from sami.models.sam import Sam
 from sami.ops.boxes import mask_to_box
 from sami.ops.frames import longest_side_frame, stretch_frame
+from sami.ops.prompts import BACKGROUND
 
 OPTIONS = {
     "train_parts": ["image_encoder", "prompt_encoder", "mask_decoder"],
@@ -37,14 +40,19 @@ def build(decoder: str = "sam", *, drop_path: float = 0.0, protocol: object = No
     return method
 
 
-def batch_of(tmp_path, rows: list[int] = (0, 1, 2, 3)) -> dict[str, Tensor]:
-    folder = str(write_sa1b_folder(tmp_path / "photos", 8))
+def data_of(tmp_path) -> FinetuningData:
+    folder = str(write_sa1b_folder(tmp_path / "images", 8))
     options = {"image_size": 32, "mask_size": 16, "resize_mode": "stretch", "num_masks": 3, "num_val_masks": 3}
     options |= {"max_area": 0.9, "flip": 0.0, "scale": (1.0, 1.0)}
     options |= {"seed": 0, "num_workers": 0, "shuffle_window": 1, "val_batch_size": 2}
-    data = FinetuningData(folder, None, **options)
+    data = FinetuningData(folder, folder, **options)
     data.setup_stream(batch_size=4, epoch_size=8, num_batches=2)
-    return data.on_after_batch_transfer(data.train_set().__getitems__(list(rows)), 0)
+    return data
+
+
+def batch_of(tmp_path) -> dict[str, Tensor]:
+    data = data_of(tmp_path)
+    return data.on_after_batch_transfer(data.train_set().__getitems__([0, 1, 2, 3]), 0)
 
 
 def gradients(method, batch) -> dict[str, Tensor]:
@@ -53,8 +61,8 @@ def gradients(method, batch) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in method.model.named_parameters() if p.grad is not None}
 
 
-def test_the_loss_of_a_batch_is_the_mean_of_its_photos_losses(tmp_path) -> None:
-    """Photos with different numbers of masks, padded together: accumulating them one by one gives the same step."""
+def test_the_loss_of_a_batch_is_the_mean_of_its_images_losses(tmp_path) -> None:
+    """Images with different numbers of masks, padded together: accumulating them one by one gives the same step."""
     method, batch = build(), batch_of(tmp_path)
     assert batch["object_valid"].sum(1).unique().numel() > 1
     whole = gradients(method, batch)
@@ -78,14 +86,7 @@ def test_boxes_are_those_of_the_pixels(tmp_path, monkeypatch) -> None:
 
 def test_a_step_learns(tmp_path) -> None:
     method, batch = build(), batch_of(tmp_path)
-    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(12):
-        loss = method.training_step(batch, 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss))
+    losses = losses_while_learning(method, batch, steps=12, lr=1e-3)
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -126,8 +127,8 @@ def test_checkpointing_reaches_timms_encoders() -> None:
         assert encoder.grad_checkpointing == model.mask_decoder.grad_checkpointing == on
 
 
-def test_round_by_round_gives_the_gradients_of_one_backward_pass(tmp_path) -> None:
-    """The plain way: all rounds on one graph from the photo to their mean."""
+def test_one_iteration_at_a_time_gives_the_gradients_of_one_backward_pass(tmp_path) -> None:
+    """The plain way: all iterations on one graph from the image to their mean."""
     batch = batch_of(tmp_path)
     for parts in (OPTIONS["train_parts"], ["image_encoder"], ["mask_decoder"], ["neck", "mask_decoder"]):
         method = build(train_parts=parts, protocol=SamProtocol(num_clicks=2, num_refinements=0))
@@ -141,6 +142,26 @@ def test_round_by_round_gives_the_gradients_of_one_backward_pass(tmp_path) -> No
         assert expected.keys() <= ours.keys()
         for name, gradient in ours.items():
             torch.testing.assert_close(gradient, expected.get(name, torch.zeros_like(gradient)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("decoder", ["sam", "efficient_sam"])
+def test_validation_asks_what_the_models_decoder_was_trained_for(tmp_path, monkeypatch, decoder: str) -> None:
+    """SAM's gives one mask for several clicks and takes its mask back; EfficientSAM's gives three and takes clicks."""
+    method, data, asked = build(decoder, protocol=PointsProtocol(max_points=3)).eval(), data_of(tmp_path), []
+
+    def decode(self, image, coords, labels, mask_input=None, *, multimask_output):
+        asked.append((multimask_output, mask_input is not None, bool((labels == BACKGROUND).any())))
+        return original(self, image, coords, labels, mask_input, multimask_output=multimask_output)
+
+    original = Sam.decode
+    monkeypatch.setattr(Sam, "decode", decode)
+    method.scores = {"": MaskScores(torch.device("cpu"))}
+    with torch.no_grad():
+        method.validation_step(data.on_after_batch_transfer(data.val_set("").__getitems__([0, 1]), 0), 0)
+    several, masks, background = (set(column) for column in zip(*asked, strict=True))
+    assert method.scores[""].iou.count > 0
+    assert several == ({True, False} if decoder == "sam" else {True})
+    assert masks == background == ({True, False} if decoder == "sam" else {False})
 
 
 def test_drop_path_follows_the_position(tmp_path) -> None:
@@ -197,10 +218,10 @@ def test_the_papers_learning_rate() -> None:
 
 
 def test_the_image_comes_out_of_the_square_as_it_was() -> None:
-    photo = torch.randint(0, 256, (1, 3, 6, 8)).repeat_interleave(8, 2).repeat_interleave(8, 3).byte()  # [1, 3, 48, 64]
+    image = torch.randint(0, 256, (1, 3, 6, 8)).repeat_interleave(8, 2).repeat_interleave(8, 3).byte()  # [1, 3, 48, 64]
     for fit in (longest_side_frame, stretch_frame):
         frame = fit((48, 64), 128)
-        seen = normalize(frame.pad(frame.resize(photo).round().byte()))
+        seen = normalize(frame.pad(frame.resize(image).round().byte()))
         back = cut_out(seen, frame)
         assert back.shape == (3, 48, 64) and back.dtype == torch.uint8
-        assert (back.int() - photo[0].int()).abs().float().mean() < 12
+        assert (back.int() - image[0].int()).abs().float().mean() < 12

@@ -4,22 +4,22 @@ import torch
 from sami.methods.round_gradients import mean_by_iterations
 
 
-def rounds(leaf: torch.Tensor, weight: torch.Tensor, number: int = 3):
-    for round_number in range(number):
-        value = (leaf * weight ** (round_number + 1)).sum()
+def iterations(leaf: torch.Tensor, weight: torch.Tensor, number: int = 3):
+    for index in range(number):
+        value = (leaf * weight ** (index + 1)).sum()
         yield torch.stack([value, 2 * value])
 
 
-def test_equals_the_mean_of_all_rounds():
+def test_equals_the_mean_of_all_iterations():
     source = torch.randn(4, requires_grad=True)
     weight, unused = torch.randn(4, requires_grad=True), torch.randn(2, requires_grad=True)
-    expected = torch.stack(list(rounds(source**2, weight)))
+    expected = torch.stack(list(iterations(source**2, weight)))
     (3 * expected[:, 0].mean()).backward()
     wanted = [tensor.grad.clone() for tensor in (source, weight)]
     source.grad = weight.grad = None
     embedding = source**2
     leaf = embedding.detach().requires_grad_()
-    loss, numbers = mean_by_iterations(rounds(leaf, weight), [leaf, weight, unused], [embedding, weight, unused])
+    loss, numbers = mean_by_iterations(iterations(leaf, weight), [leaf, weight, unused], [embedding, weight, unused])
     assert weight.grad is None and not numbers.requires_grad
     torch.testing.assert_close(numbers, expected.detach())
     (3 * loss).backward()
@@ -27,7 +27,7 @@ def test_equals_the_mean_of_all_rounds():
     assert (unused.grad == 0).all()
 
 
-def test_memory_does_not_grow_with_rounds():
+def test_memory_does_not_grow_with_iterations():
     leaf = torch.randn(1000, requires_grad=True)
     alive, most = [], []
 
@@ -63,7 +63,7 @@ def test_a_backward_pass_is_not_in_lower_precision():
     torch.testing.assert_close(weight.grad, 2 * image.T @ (image @ weight.detach()))
 
 
-def test_a_round_that_is_not_finite_reaches_the_gradient():
+def test_an_iteration_that_is_not_finite_reaches_the_gradient():
     weight = torch.ones(2, requires_grad=True)
     loss, _ = mean_by_iterations(((weight * factor).sum()[None] for factor in (1.0, torch.inf)), [weight], [weight])
     loss.backward()

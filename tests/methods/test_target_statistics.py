@@ -17,7 +17,7 @@ class Pooled(nn.Module):
         return torch.cat([image, 100 * image[..., :1] + 7, torch.full_like(image[..., :1], 3)], dim=-1)
 
 
-def photo_data(root, *, batch_size: int) -> PretrainingData:
+def image_data(root, *, batch_size: int) -> PretrainingData:
     options = {"scale": (0.2, 1.0), "ratio": (0.75, 1.33), "flip": 0.5, "shuffle_window": 1}
     options |= {"num_views": None, "cache": None, "val_batch_size": 4}
     data = PretrainingData(str(root), None, image_size=32, patch_size=16, seed=0, num_workers=0, **options)
@@ -26,7 +26,7 @@ def photo_data(root, *, batch_size: int) -> PretrainingData:
 
 
 def test_statistics_are_those_of_the_first_views(tmp_path) -> None:
-    data, teacher = photo_data(write_folder(tmp_path, 23), batch_size=8), Pooled()
+    data, teacher = image_data(write_folder(tmp_path, 23), batch_size=8), Pooled()
     statistics = ChannelStatistics(5)
     statistics.measure(data, teacher, device=torch.device("cpu"))
     batch = data.train_set().__getitems__(list(range(20)))
@@ -40,7 +40,7 @@ def test_statistics_are_those_of_the_first_views(tmp_path) -> None:
 
 
 def test_measured_once_and_kept_in_the_state(tmp_path) -> None:
-    data, teacher = photo_data(write_folder(tmp_path, 23), batch_size=8), Pooled()
+    data, teacher = image_data(write_folder(tmp_path, 23), batch_size=8), Pooled()
     statistics, again = ChannelStatistics(5), ChannelStatistics(5)
     statistics.measure(data, teacher, device=torch.device("cpu"))
     again.load_state_dict(statistics.state_dict())

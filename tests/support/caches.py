@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from conftest import write_folder, write_shards
-from training_runs import TINY, compose_config
+from training_runs import TINY, compose_config, start_child
 
 from sami.callbacks.metrics_table import read_table
 
@@ -15,7 +15,7 @@ TEACHER = ["teacher=timm", "teacher.name=test_vit", "teacher.weights=random"]  #
 OPTIONS = ["cache.storage=fp32", "cache.num_views=2", "cache.shard_size=6", "cache.batch_size=4", "verify_images=9"]
 
 
-def photo_overrides(root: Path) -> list[str]:
+def image_overrides(root: Path) -> list[str]:
     """Three shards of odd sizes to train on, and a folder to validate."""
     shards = write_shards(root / "shards", [13, 3, 11])
     val = write_folder(root / "val", 5)
@@ -42,11 +42,7 @@ def start_cache(
     command: str, overrides: list[str], *, log: Path = Path(os.devnull), environment: dict[str, str] | None = None
 ) -> Any:
     """Starts it, and gives the process; what it prints goes to `log`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sami.pretrain", "sami.cache.__main__", "training_runs"])
-    process = context.Process(target=cache_in, args=(command, overrides, environment or {}, str(log)))
-    process.start()
-    return process
+    return start_child(cache_in, command, overrides, environment or {}, str(log))
 
 
 def run_cache(command: str, overrides: list[str], *, log: Path = Path(os.devnull)) -> int:

@@ -1,4 +1,4 @@
-"""Photos with masks small enough to be made on the spot, in every format that is read."""
+"""Images with masks small enough to be made on the spot, in every format that is read."""
 
 import json
 import tarfile
@@ -22,7 +22,7 @@ def draw_masks(seed: int, count: int, *, height: int = HEIGHT, width: int = WIDT
 
 
 def draw_scene(seed: int, masks: np.ndarray) -> np.ndarray:
-    """A photo in which the masks are to be seen: each a colour of its own on waves."""
+    """An image in which the masks are to be seen: each a colour of its own on waves."""
     rng = np.random.default_rng(seed + 1000)
     image = draw_photo(seed, height=masks.shape[1], width=masks.shape[2]) // 2
     for mask in masks:
@@ -44,23 +44,23 @@ def sa1b_record(seed: int, masks: np.ndarray) -> bytes:
 
 
 def sa1b_files(seed: int, *, height: int = HEIGHT, width: int = WIDTH) -> dict[str, bytes]:
-    """The two files of one photo, by name."""
+    """The two files of one image, by name."""
     masks = draw_masks(seed, 1 + seed % 4, height=height, width=width)
     image = encode(draw_scene(seed, masks), quality=95)
     return {f"sa_{seed}.jpg": image, f"sa_{seed}.json": sa1b_record(seed, masks)}
 
 
-def write_sa1b_folder(root: Path, num_photos: int, *, first: int = 0) -> Path:
+def write_sa1b_folder(root: Path, num_images: int, *, first: int = 0) -> Path:
     """A folder in SA-1B's layout."""
     root.mkdir(parents=True, exist_ok=True)
-    for seed in range(first, first + num_photos):
+    for seed in range(first, first + num_images):
         for name, content in sa1b_files(seed).items():
             (root / name).write_bytes(content)
     return root
 
 
 def write_sa1b_tars(root: Path, counts: list[int], *, images_first: bool = False) -> list[str]:
-    """Tars as Meta distributes them, photos numbered through; with all images before all masks if asked."""
+    """Tars as Meta distributes them, images numbered through; with all of them before all masks if asked."""
     root.mkdir(parents=True, exist_ok=True)
     paths, seed = [], 0
     for number, count in enumerate(counts):
@@ -76,11 +76,11 @@ def write_sa1b_tars(root: Path, counts: list[int], *, images_first: bool = False
     return paths
 
 
-def write_coco(root: Path, num_photos: int) -> Path:
-    """`images/` and `instances.json`: polygons, both codes, a crowd, and a photo without objects."""
+def write_coco(root: Path, num_images: int) -> Path:
+    """`images/` and `instances.json`: polygons, both codes, a crowd, and an image without objects."""
     (root / "images").mkdir(parents=True)
     images, annotations = [], []
-    for seed in range(num_photos):
+    for seed in range(num_images):
         masks = draw_masks(seed, 4)
         (root / "images" / f"{seed:04d}.jpg").write_bytes(encode(draw_scene(seed, masks), quality=95))
         images.append({"id": 7 * seed, "file_name": f"{seed:04d}.jpg", "height": HEIGHT, "width": WIDTH})

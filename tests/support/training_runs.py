@@ -7,7 +7,7 @@ import signal
 import socket
 import zlib
 from collections.abc import Callable
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,32 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+METHODS = [f"sami.methods.{name}" for name in ("pretraining", "finetuning", "distillation")]
 CONF = str(Path(__file__).parents[2] / "conf")
+ANYWHERE = [
+    *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.log_every_n_steps=1", "~callbacks.progress"),
+    *("+trainer.enable_progress_bar=false", "notice=null", "checkpoint_every_n_steps=3", "data.num_workers=0"),
+]
 TINY = [
     *("model.image_size=32", "decoder.width=64", "decoder.depth=1", "decoder.num_heads=4", "teacher=pixels"),
     *("schedule.global_batch_size=8", "schedule.batch_size=4", "schedule.epochs=3", "schedule.base_lr=4.0e-3"),
-    "trainer.accelerator=cpu",
-    *(
-        "trainer.devices=1",
-        "trainer.log_every_n_steps=1",
-        "~callbacks.progress",
-        "+trainer.enable_progress_bar=false",
-        "notice=null",
-    ),
-    *("checkpoint_every_n_steps=3", "callbacks.pictures.num_images=2", "data.num_workers=0", "data.val_batch_size=5"),
+    *("callbacks.pictures.num_images=2", "data.val_batch_size=5", *ANYWHERE),
 ]
+SHORT = [
+    *("schedule.global_batch_size=4", "schedule.batch_size=2", "schedule.epochs=2", "schedule.warmup_epochs=0.4"),
+    *("data.val_batch_size=3", "validate_every_epochs=1", *ANYWHERE),
+]
+SMALLEST = {  # settings of a command that let it run in seconds
+    "pretrain": TINY,
+    "finetune": [
+        *("model.image_size=32", "data=masks_sa1b", "data.mask_size=16", "data.num_masks=3", "data.num_val_masks=2"),
+        *("protocol.num_clicks=1", "protocol.num_refinements=0", "callbacks.pictures.num_images=2", *SHORT),
+    ],
+    "distill": [
+        *("model.image_size=64", "data=whole_images", "data.num_prompts=3", "data.num_val_masks=2"),
+        *("teacher.name=timm/test_vit", "students=[timm/test_vit2]", "callbacks.pictures.num_images=1", *SHORT),
+    ],
+}
 
 
 def compose_config(overrides: list[str], *, name: str = "pretrain") -> DictConfig:
@@ -38,7 +50,7 @@ def compose_config(overrides: list[str], *, name: str = "pretrain") -> DictConfi
         return compose(name, overrides)
 
 
-def train_in(entry: str, overrides: list[str], environment: dict[str, str], own_group: bool) -> None:
+def train_in(command: str, overrides: list[str], environment: dict[str, str], own_group: bool) -> None:
     """The body of a child process."""
     multiprocessing.set_start_method("fork", force=True)  # as from the command line; ours would pass on "forkserver"
     if own_group:
@@ -46,42 +58,54 @@ def train_in(entry: str, overrides: list[str], environment: dict[str, str], own_
     os.environ.update(environment)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    train = getattr(import_module(f"sami.{entry}"), entry)
-    train(compose_config(overrides, name=entry))
+    from sami.training import train
+
+    train(compose_config(overrides, name=command))
 
 
-def start_run(
-    entry: str, overrides: list[str], *, environment: dict[str, str] | None = None, own_group: bool = False
-) -> Any:
-    """Starts `sami.<entry>`, with a process group of its own if it is to be signalled with its workers.
-
-    Gives the process.
-    """
+def start_child(body: Callable[..., None], *arguments: Any) -> Any:
+    """Calls `body` in a process of its own, which finds everything imported. Gives the process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sami.pretrain", "training_runs"])  # imports torch once for all runs
-    process = context.Process(target=train_in, args=(entry, overrides, environment or {}, own_group))
+    context.set_forkserver_preload([*METHODS, "sami.training", "sami.cache.__main__", "training_runs"])
+    process = context.Process(target=body, args=arguments)
     process.start()
     return process
 
 
-def start_pretrain(run_dir: Path, overrides: list[str], **how: Any) -> Any:
-    """`start_run` of a tiny pretraining."""
-    return start_run("pretrain", [*TINY, f"run_dir={run_dir}", *overrides], **how)
+def start_training(
+    command: str,
+    run_dir: Path,
+    overrides: list[str],
+    *,
+    environment: dict[str, str] | None = None,
+    own_group: bool = False,
+) -> Any:
+    """Starts `sami.<command>` on `SMALLEST`, with a process group of its own if its workers are to be signalled too.
+
+    Gives the process.
+    """
+    settings = [*SMALLEST[command], f"run_dir={run_dir}", *overrides]
+    return start_child(train_in, command, settings, environment or {}, own_group)
 
 
-def run_pretrain(run_dir: Path, overrides: list[str]) -> int:
-    """Runs `sami.pretrain` to its end, and gives the exit code (negative: the signal that ended it)."""
-    return wait_for([start_pretrain(run_dir, overrides)])[0]
+def run_training(command: str, run_dir: Path, overrides: list[str]) -> int:
+    """Runs `sami.<command>` to its end, and gives the exit code (negative: the signal that ended it)."""
+    return wait_for([start_training(command, run_dir, overrides)])[0]
 
 
-def start_two(run_dir: Path, overrides: list[str], *, start: Callable[..., Any] = start_pretrain) -> list[Any]:
+start_pretrain, run_pretrain = partial(start_training, "pretrain"), partial(run_training, "pretrain")
+run_finetune, run_distill = partial(run_training, "finetune"), partial(run_training, "distill")
+
+
+def start_two(run_dir: Path, overrides: list[str], *, command: str = "pretrain") -> list[Any]:
     """Starts it as two ranks that talk through gloo, and gives the processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-    options = [*overrides, "trainer.devices=2", "trainer.strategy=ddp"]
-    return [start(run_dir, options, environment={**master, "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    settings = [*overrides, "trainer.devices=2", "trainer.strategy=ddp"]
+    ranks = [{**master, "LOCAL_RANK": str(rank)} for rank in range(2)]
+    return [start_training(command, run_dir, settings, environment=environment) for environment in ranks]
 
 
 def wait_for(processes: list[Any]) -> list[int]:

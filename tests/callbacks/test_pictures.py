@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from sami.callbacks.drawing import TITLE_HEIGHT, draw_sheet
+from sami.callbacks.pictures import TITLE_HEIGHT, draw_sheet
 from sami.predict.overlay import draw_masks
 
 
