@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 from conftest import write_folder
 from hydra.utils import instantiate
+from masked_images import write_sa1b_folder
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from training_runs import CONF, TINY, compose_config
+from training_runs import CONF, TINY, compose_config, explain
 
 from sami.cli import flatten
+from sami.evaluation.prompted import MEASURED_ON
 from sami.methods.base import Method
 from sami.methods.distillation import Distillation
 from sami.methods.finetuning import SegmenterFinetuning
@@ -50,3 +52,10 @@ def test_contract_has_every_other_setting_and_names_of_classes(tmp_path: Path) -
     assert contract["method._target_"] == "SAMIPretraining" and contract["method.mask_ratio"] == 0.75
     assert contract["images"] == data.train_source.fingerprint
     assert not contract.keys() & {"name", "trainer.devices", "data.root", "method.teacher.name", "notice"}
+
+
+def test_fine_tuning_says_what_its_numbers_are_measured_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = write_sa1b_folder(tmp_path / "images", 4)
+    too_many = [f"data.train={data}", f"run_dir={tmp_path}/run", "schedule.global_batch_size=99"]
+    assert MEASURED_ON not in explain("finetune", too_many, capsys)
+    assert MEASURED_ON in explain("finetune", [*too_many, f"data.val={data}"], capsys)

@@ -18,7 +18,7 @@ from sami.methods.base import Method, Panel, Pictures, WeightsFile, panels
 from sami.methods.target_statistics import ChannelStatistics
 from sami.metrics.agreement import FeatureAgreement, explained_variance
 from sami.metrics.knn import KNNAccuracy
-from sami.models.sami import SAMI
+from sami.models.sami import SAMI, MaskedDecoder
 from sami.models.teachers import Teacher
 from sami.models.vit import ViT
 from sami.ops.cpu_kernels import fastest_attention
@@ -58,7 +58,7 @@ class SAMIPretraining(Method):
     def __init__(
         self,
         encoder: ViT,
-        decoder: Callable[[int, tuple[int, int]], nn.Module],
+        decoder: Callable[[int, tuple[int, int]], MaskedDecoder],
         teacher: Teacher,
         *,
         mask_ratio: float,

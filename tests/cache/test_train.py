@@ -12,9 +12,8 @@ from caches import TEACHER, cache_says, cached, losses, run_cache
 from conftest import draw_photo, encode, write_folder, write_shards
 from hydra.utils import instantiate
 from safetensors.torch import load_file
-from test_faults import explain
 from test_resume import read_record
-from training_runs import TINY, compose_config, run_pretrain
+from training_runs import TINY, compose_config, explain, run_pretrain
 
 from sami.cache.manifest import read_manifest
 
@@ -85,7 +84,7 @@ def test_a_cache_that_does_not_fit_is_refused(
 ) -> None:
     write_shards(tmp_path / "others", [20])
     given = [override.format(tmp=tmp_path) for override in overrides]
-    error = explain([*made[0], *cached(made[1]), f"run_dir={tmp_path}/run", *given], capsys)
+    error = explain("pretrain", [*made[0], *cached(made[1]), f"run_dir={tmp_path}/run", *given], capsys)
     for message in messages:
         assert message.format(tmp=tmp_path) in error
 
@@ -109,7 +108,7 @@ def test_both_splits_must_be_of_one_kind(
 ) -> None:
     data, path = copied
     rewrite_val(data, path, *options)
-    error = explain([*data, *cached(path), f"run_dir={path}/run"], capsys)
+    error = explain("pretrain", [*data, *cached(path), f"run_dir={path}/run"], capsys)
     assert f"the cache {path}/val does not fit" in error and message in error
 
 
@@ -146,7 +145,7 @@ def test_a_damaged_cache_is_named(
 ) -> None:
     data, path = copied
     damage(path / "train")
-    assert message in explain([*data, *cached(path), f"run_dir={path}/run"], capsys)
+    assert message in explain("pretrain", [*data, *cached(path), f"run_dir={path}/run"], capsys)
 
 
 def test_changed_photos_are_not_paired_with_old_targets(made: tuple[list[str], Path], tmp_path: Path) -> None:

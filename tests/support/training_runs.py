@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
@@ -149,3 +150,15 @@ class PoisonAt(pl.Callback):
         if trainer.global_step == self.step:
             torch.save(pl_module.state_dict(), self.path)
             batch["image"][0] = torch.inf
+
+
+def explain(command: str, overrides: list[str], capsys: pytest.CaptureFixture) -> str:
+    """What the smallest run of a command prints, here in this process, when it exits with 2; no traceback."""
+    from sami.cli import explain_errors
+    from sami.training import train
+
+    with pytest.raises(SystemExit) as stop, explain_errors():
+        train(compose_config([*SMALLEST[command], *overrides], name=command))
+    printed = "".join(capsys.readouterr())
+    assert stop.value.code == 2 and "Traceback" not in printed
+    return printed
