@@ -1,4 +1,4 @@
-"""What all entry points share: mistakes are answered with a sentence, not with a traceback."""
+"""Command-line manners: a user's error becomes a sentence, lines are printed by one rank, a config is flattened."""
 
 import logging
 import os

@@ -22,18 +22,19 @@ KEY = re.compile(r"^( *)(\w+):\s*((?:[^#\s]|(?<! )#| (?! *#))*?)\s*(?:# *(.*))?$
 
 
 class Command(NamedTuple):
-    """What a command is for, and which choices of each group in conf/ it can run, as patterns of file names."""
+    """What a command is for, and the files of each group in conf/ that it can run: name patterns, or ! and what it cannot."""
 
     purpose: str
     groups: Mapping[str, str] = MappingProxyType({})
 
 
 LOGGERS = {"logger": "*"}
+NETWORKS = "!cached|hog|pixels|segmenter"  # teachers that are worth a cache
 PRETRAINING = {
     "data": "images_*",
     "model": "vit_*",
     "decoder": "*",
-    "teacher": "cached|hog|pixels|sam_*|timm",
+    "teacher": "!segmenter",
     **LOGGERS,
 }
 COMMANDS = {
@@ -44,15 +45,15 @@ COMMANDS = {
     ),
     "distill": Command(
         "distil SAM's image encoder into a small one (MobileSAM, RepViT-SAM)",
-        {"data": "whole_*", "teacher": "cached|sam_*|segmenter|timm", "protocol": "*"} | LOGGERS,
+        {"data": "whole_*", "teacher": "!hog|pixels", "protocol": "*"} | LOGGERS,
     ),
     "cache": Command(
         "compute a teacher's targets once, to be read in every epoch: plan, write, verify",
-        PRETRAINING | {"teacher": "sam_*|timm"},
+        PRETRAINING | {"teacher": NETWORKS},
     ),
     "pack": Command("a folder of images -> webdataset shards of small JPEGs"),
     "segment": Command("masks of what you point at in an image"),
-    "benchmark": Command("images/s and memory, as ratios within one run", {"model": "vit_*", "teacher": "sam_*|timm"}),
+    "benchmark": Command("images/s and memory, as ratios within one run", {"model": "vit_*", "teacher": NETWORKS}),
 }
 
 
@@ -86,9 +87,10 @@ def run_command(name: str, run: Callable[[DictConfig], None]) -> None:
 
 def choices(name: str, group: str) -> list[str]:
     """What `group=` may be for this command: names of files in conf/."""
-    patterns = COMMANDS[name].groups[group].split("|")
+    listed = COMMANDS[name].groups[group]
+    patterns = listed.removeprefix("!").split("|")
     files = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    return [file for file in files if any(fnmatch(file, pattern) for pattern in patterns)]
+    return [file for file in files if any(fnmatch(file, pattern) for pattern in patterns) != listed.startswith("!")]
 
 
 def experiments(name: str) -> list[str]:

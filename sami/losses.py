@@ -15,7 +15,7 @@ from sami.ops.masks import enlarge, mask_iou
 
 
 def feature_loss(prediction: Tensor, target: Tensor, split: MaskSplit, *, distance: str, tokens: str) -> Tensor:
-    """Mean distance between predicted and target features.
+    """SAMI's loss, Eq. (1): mean distance between predicted and target features.
 
     "mse" over "all" tokens is Eq. (1) of arXiv:2312.00863 divided by E: the paper sums the squared difference over
     channels and averages over the N tokens, we average over channels too. MAE's loss is "mse" over "masked" tokens.

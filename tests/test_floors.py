@@ -67,7 +67,7 @@ def test_unknown_rooms_and_upward_imports_are_found() -> None:
         check("sami.exporters.onnx", "import torch")
     for module, source in {
         "sami.exports.onnx": "import hydra",
-        "sami.models.sam": "from sami.data.images import decode_image",
+        "sami.models.sam": "from sami.data.decode import decode_image",
         "sami.data.loading": "from sami import training",
         "sami.predict.predictor": "import pytorch_lightning as pl",
     }.items():

@@ -30,7 +30,7 @@ from sami.cache.write import write_split
 from sami.cli import quiet_lightning
 from sami.commands import run_command
 from sami.data.pretraining import PretrainingData
-from sami.models.pixel_targets import HogTeacher, PixelTeacher
+from sami.models.pixel_teachers import HogTeacher, PixelTeacher
 from sami.ops.cpu_kernels import keep_freed_memory
 from sami.preemption import on_signal
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sami.ops.resize import area_crop
+from sami.ops.area_resize import area_crop
 
 STORAGES = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes per number
 LARGEST = 127  # codes are symmetric, so that a code of 0 is the center

@@ -18,7 +18,7 @@ from sami.cache.layout import CacheLayout
 from sami.cache.manifest import open_manifest, record_format
 from sami.cache.recipe import compare
 from sami.data.crops import TRANSFORM_VERSION
-from sami.data.images import BrokenImage
+from sami.data.decode import BrokenImage
 from sami.data.sources.base import Images
 from sami.ops.frames import longest_side_frame
 

@@ -21,11 +21,11 @@ from sami.cache.split import CacheSplit, RunningTeacher
 from sami.cache.teacher import build_codec
 from sami.data.crops import crop_and_resize, normalize
 from sami.data.datasets import Batch, stack_rows
-from sami.data.images import BrokenImage, image_size
+from sami.data.decode import BrokenImage, image_size
 from sami.data.pretraining import PretrainingData
 from sami.data.sampling import fixed_view
 from sami.metrics.agreement import explained_variance
-from sami.ops.resize import area_resize
+from sami.ops.area_resize import area_resize
 
 TOLERANCE = {"32": 1e-3, "32-true": 1e-3, "16-mixed": 5e-3, "bf16-mixed": 2e-2}  # another machine rounds otherwise
 

@@ -16,7 +16,7 @@ from sami.cache.layout import ShardPart
 from sami.cache.records import HEAD
 from sami.data.crops import CENTER, TRANSFORM_VERSION, RandomCrops, center_crop_box, crop_and_resize, resize_and_pad
 from sami.data.datasets import Batch
-from sami.data.images import BrokenImage, image_size
+from sami.data.decode import BrokenImage, image_size
 from sami.data.sampling import fixed_view
 from sami.data.sources.base import Source
 from sami.ops.frames import longest_side_frame

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sami.data.images import decode_image, image_size
+from sami.data.decode import decode_image, image_size
 from sami.ops.frames import longest_side_frame
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in [0, 1]; SAM's own are the same times 255

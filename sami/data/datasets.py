@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sami.data.images import BrokenImage
+from sami.data.decode import BrokenImage
 from sami.data.sampling import NO_ROW, ShuffledOrder, Stream, generator, locate_in_file_order
 from sami.data.sources.base import AnySource
 

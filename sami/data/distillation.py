@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sami.data.datasets import EvalSet, Index, Row, TrainSet
-from sami.data.images import BrokenImage, image_size
+from sami.data.decode import BrokenImage, image_size
 from sami.data.loading import check_positive
 from sami.data.objects import LONGEST_SIDE, ImageObjects, draw_objects
 from sami.data.sampling import Stream, draw_noise

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sami.data.datasets import Batch, EvalSet, Index, Row, TrainSet, stack_rows
-from sami.data.images import BrokenImage
+from sami.data.decode import BrokenImage
 from sami.data.loading import check_positive
 from sami.data.objects import draw_objects
 from sami.data.sampling import Stream, draw_noise

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sami.data.images import BrokenImage
+from sami.data.decode import BrokenImage
 from sami.data.sampling import draw_noise
 from sami.data.sources.annotations import segmentation_counts
 from sami.data.sources.base import AnnotatedImage

@@ -12,7 +12,7 @@ import torch
 
 from sami.data.crops import CENTER, RandomCrops, center_crop_box, crop_and_resize
 from sami.data.datasets import EvalSet, Index, Row, TrainSet
-from sami.data.images import image_size
+from sami.data.decode import image_size
 from sami.data.loading import ImageData, check_positive
 from sami.data.sampling import Stream, fixed_view
 from sami.data.sources.base import NO_LABEL, EncodedImage, Source

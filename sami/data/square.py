@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sami.data.datasets import Batch, Row
-from sami.data.images import decode_image, image_size
+from sami.data.decode import decode_image, image_size
 from sami.data.loading import ImageData
 from sami.data.sources.annotations import segmentation_counts
 from sami.data.sources.base import AnySource

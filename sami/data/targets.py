@@ -1,4 +1,4 @@
-"""Protocols of cached targets: what data sets ask of targets computed before; `sami.cache` has them."""
+"""Interfaces of cached targets: what data sets call, and `sami.cache` implements."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol

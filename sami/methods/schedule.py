@@ -1,4 +1,4 @@
-"""How long, how fast, in which portions: the recipe's numbers for the data and machines at hand."""
+"""Schedule of a run: steps, learning rate, batches and accumulation, from the recipe's numbers and the devices at hand."""
 
 import math
 from dataclasses import dataclass
@@ -48,8 +48,10 @@ class RunLength(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up, then down to zero, per step: a half cosine (arXiv:2312.00863, Sec. 4.1, as MAE), or in a straight
-    line where the method says so.
+    """The recipe's numbers: epochs, learning rate and global batch; `resolve` turns them into steps and accumulation.
+
+    The learning rate warms up linearly and goes down to zero, per step: by a half cosine (arXiv:2312.00863, Sec. 4.1, as
+    MAE), or in a straight line where the method says so.
     """
 
     epochs: float

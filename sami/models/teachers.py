@@ -1,5 +1,7 @@
 """Teachers: frozen networks (SAM, any timm model, a whole segmenter) whose features the student learns to predict.
 
+Teachers without weights are in `pixel_teachers`; targets computed before come from `sami.cache.teacher`.
+
 B images   H W pixels   p the student's patch size   gh gw the student's token grid, N = gh*gw   h w the teacher's grid
 E teacher width
 """
@@ -18,7 +20,7 @@ from sami.models.image_encoders.sam import SAM_PATCH_SIZE, fit_position_tables, 
 from sami.models.sam import Sam
 from sami.models.timm_models import load_timm
 from sami.models.weights import build_random, weights_digest
-from sami.ops.resize import area_resize
+from sami.ops.area_resize import area_resize
 
 INPUT_MEAN, INPUT_STD = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from sami.data.images import IMAGE_EXTENSIONS, list_images
+from sami.data.decode import IMAGE_EXTENSIONS, list_images
 from sami.data.shards import claim_folder, shard_name, write_shard, write_text
 from sami.packing.reencode import reencode_files
 

@@ -19,7 +19,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from sami.data.images import FORMATS, read_header, reason, to_rgb, turn
+from sami.data.decode import FORMATS, read_header, reason, to_rgb, turn
 
 QUEUED_PER_WORKER = 8  # files: enough that no process waits for a slow one, few enough to hold their bytes
 

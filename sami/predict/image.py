@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sami.data.images import BrokenImage, decode_image, to_rgb
+from sami.data.decode import BrokenImage, decode_image, to_rgb
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """RGB uint8 [Ho, Wo, 3] of an image file, see `sami.data.images`.
+    """RGB uint8 [Ho, Wo, 3] of an image file, see `sami.data.decode`.
 
     Raises:
         ValueError: no such file, no image, a damaged one, or more pixels than Pillow takes for an honest image.

@@ -15,8 +15,8 @@ from torch import Tensor
 from sami.models.sam import Sam
 from sami.models.two_way_transformer import PreparedImage
 from sami.ops.frames import ImageFrame
+from sami.predict.check_prompts import Prompt, each_object, read_prompt, stack_prompts
 from sami.predict.image import rgb_pixels
-from sami.predict.prompts import Prompt, each_object, read_prompt, stack_prompts
 from sami.predict.transform import ResizeImage
 
 ImageLike = np.ndarray | Image.Image
@@ -198,7 +198,7 @@ class SamPredictor:
         return prepared if len(rows) == len(self.frames) else prepared.take(rows)
 
     def read_prompt(self, image: int, *given: np.ndarray | None) -> Prompt:
-        """See `sami.predict.prompts.read_prompt`."""
+        """See `sami.predict.check_prompts.read_prompt`."""
         return read_prompt(self.frames[image], *given, takes_background=self.model.prompt_encoder.takes_background)
 
     @torch.no_grad()

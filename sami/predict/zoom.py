@@ -14,9 +14,9 @@ import numpy as np
 from sami.models.sam import Sam
 from sami.ops.frames import stretch_frame
 from sami.ops.rle import Window
+from sami.predict.check_prompts import as_floats, check_box
 from sami.predict.image import rgb_pixels
 from sami.predict.predictor import IMAGES_AT_ONCE, ImageLike, SamPredictor
-from sami.predict.prompts import as_floats, check_box
 
 ZOOM = 2.0  # sides of a window in longer sides of the box in it
 MOST_ZOOM = 8  # a window's side is at least this part of the model's square: magnified further, pixels show no more

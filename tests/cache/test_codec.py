@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sami.cache.codec import STORAGES, TargetCodec, arrive, dequantize, encode_and_measure, quantize, to_host
+from sami.ops.area_resize import area_crop
 from sami.ops.pca import fit_pca
-from sami.ops.resize import area_crop
 
 GRID, E = (6, 5), 48
 TOLERANCE = {"fp32": 1e-6, "fp16": 2**-11, "int8": 5e-3}  # of the largest number of an image

@@ -15,7 +15,7 @@ from sami.data.crops import (
     normalize_padded,
     resize_and_pad,
 )
-from sami.data.images import BrokenImage, decode_image, image_size
+from sami.data.decode import BrokenImage, decode_image, image_size
 from sami.ops.frames import longest_side_frame
 
 

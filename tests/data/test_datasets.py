@@ -6,7 +6,7 @@ import torch
 from conftest import write_folder
 
 from sami.data.datasets import EvalSet, Index, Row, TrainSet, keep_valid
-from sami.data.images import decode_image
+from sami.data.decode import decode_image
 from sami.data.sampling import NO_ROW, ShuffledOrder, Stream
 from sami.data.sources.base import EncodedImage
 from sami.data.sources.images import FolderSource

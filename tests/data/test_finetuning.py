@@ -7,8 +7,8 @@ from conftest import encode
 from masked_images import draw_masks, rle, sa1b_record, write_coco, write_sa1b_folder
 
 from sami.data.datasets import EvalSet, Index, Row, TrainSet
+from sami.data.decode import BrokenImage
 from sami.data.finetuning import ExactObjects, FinetuningData, SomeMasks, draw_window, pad_objects
-from sami.data.images import BrokenImage
 from sami.data.sampling import NO_ROW, NUM_NOISE, ShuffledOrder, Stream
 from sami.data.sources.base import AnnotatedImage, MaskSource
 from sami.data.sources.masks import Sa1bFolder, open_mask_source

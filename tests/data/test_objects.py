@@ -4,7 +4,7 @@ import torch
 from conftest import encode
 from masked_images import draw_masks, draw_scene, rle
 
-from sami.data.images import BrokenImage
+from sami.data.decode import BrokenImage
 from sami.data.objects import draw_objects
 from sami.data.sources.base import AnnotatedImage
 from sami.data.square import FrameSpec

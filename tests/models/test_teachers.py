@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import nn
 
-from sami.models.pixel_targets import HogTeacher, PixelTeacher
+from sami.models.pixel_teachers import HogTeacher, PixelTeacher
 from sami.models.teachers import INPUT_MEAN, INPUT_STD, SamTeacher, TimmTeacher
-from sami.ops.resize import area_resize
+from sami.ops.area_resize import area_resize
 
 
 @pytest.fixture(scope="module")

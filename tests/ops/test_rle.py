@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from sami.ops.area_resize import overlap_weights
 from sami.ops.boxes import mask_to_box
-from sami.ops.resize import overlap_weights
 from sami.ops.rle import (
     counts_from_string,
     counts_to_box,

@@ -11,7 +11,7 @@ from golden.seeded import seeded_array, seeded_image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from sami.losses import feature_loss
-from sami.models.pixel_targets import PixelTeacher
+from sami.models.pixel_teachers import PixelTeacher
 from sami.models.sami import SAMI, SelfAttentionDecoder
 from sami.models.vit import ViT
 from sami.models.weights import load_state_dict_file, load_strictly

@@ -10,7 +10,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from sami.data.images import BrokenImage
+from sami.data.decode import BrokenImage
 from sami.ops.rle import check_counts, counts_from_string
 
 

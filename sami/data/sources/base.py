@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from sami.data.images import IMAGE_EXTENSIONS, BrokenImage, image_size, list_images
+from sami.data.decode import IMAGE_EXTENSIONS, BrokenImage, image_size, list_images
 from sami.data.sources.annotations import code_size, polygons_leave
 
 NO_LABEL = -1

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
-from sami.data.images import BrokenImage
+from sami.data.decode import BrokenImage
 from sami.data.sources.base import NO_LABEL, EncodedImage, ImageFiles, Source, find_files
 from sami.data.sources.tar_index import TarIndex, load_index
 

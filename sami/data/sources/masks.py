@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sami.data.images import BrokenImage
+from sami.data.decode import BrokenImage
 from sami.data.sampling import locate_in_file_order
 from sami.data.sources.base import AnnotatedImage, ImageFiles, MaskSource, find_files
 from sami.data.sources.images import ShardSource

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-from sami.data.images import IMAGE_EXTENSIONS
+from sami.data.decode import IMAGE_EXTENSIONS
 from sami.files import whole_file
 
 

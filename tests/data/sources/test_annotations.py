@@ -5,7 +5,7 @@ from masked_images import draw_masks, rle, uncompressed
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from sami.data.images import BrokenImage
+from sami.data.decode import BrokenImage
 from sami.data.sources.annotations import segmentation_counts
 from sami.ops.rle import rle_to_mask
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import draw_photo, encode, write_folder, write_shards
 
-from sami.data.images import BrokenImage
+from sami.data.decode import BrokenImage
 from sami.data.sources.base import NO_LABEL
 from sami.data.sources.images import FolderSource, ShardSource
 

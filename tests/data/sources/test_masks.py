@@ -17,8 +17,8 @@ from masked_images import (
 )
 
 from sami.data.datasets import Index
+from sami.data.decode import BrokenImage
 from sami.data.finetuning import ExactObjects, SomeMasks
-from sami.data.images import BrokenImage
 from sami.data.sampling import locate_in_file_order
 from sami.data.sources.masks import CocoSource, JoinedSources, Sa1bFolder, Sa1bShards, open_mask_source
 from sami.data.square import FrameSpec

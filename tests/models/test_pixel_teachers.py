@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sami.models.pixel_targets import HogTeacher, PixelTeacher
+from sami.models.pixel_teachers import HogTeacher, PixelTeacher
 
 
 def random_image(H: int = 224, W: int = 224, B: int = 1) -> torch.Tensor:

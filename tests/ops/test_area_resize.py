@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sami.ops.resize import area_crop, area_resize, interval_weights, overlap_weights
+from sami.ops.area_resize import area_crop, area_resize, interval_weights, overlap_weights
 
 
 def slow_overlap(given: int, wanted: int) -> torch.Tensor:

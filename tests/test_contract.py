@@ -1,4 +1,4 @@
-"""What a continued run has to share."""
+"""Settings that a continued run has to share with its checkpoint (that it continues bit for bit: test_resume.py)."""
 
 from pathlib import Path
 

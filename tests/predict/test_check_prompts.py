@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from sami.ops.frames import longest_side_frame
-from sami.predict.prompts import Prompt, read_prompt, stack_prompts
+from sami.predict.check_prompts import Prompt, read_prompt, stack_prompts
 
 FRAME = longest_side_frame((60, 80), 160)  # twice as large
 

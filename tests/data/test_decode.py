@@ -11,9 +11,9 @@ from PIL import Image
 
 from sami.data.crops import crop_and_resize, resize_and_pad
 from sami.data.datasets import Index
+from sami.data.decode import FORMATS, IMAGE_EXTENSIONS, BrokenImage, decode_image, image_size, list_images, to_rgb, turn
 from sami.data.distillation import ImageWithObjects
 from sami.data.finetuning import ExactObjects, SomeMasks
-from sami.data.images import FORMATS, IMAGE_EXTENSIONS, BrokenImage, decode_image, image_size, list_images, to_rgb, turn
 from sami.data.objects import draw_objects
 from sami.data.sources.base import AnnotatedImage
 from sami.data.sources.images import FolderSource
