@@ -22,7 +22,7 @@ KEY = re.compile(r"^( *)(\w+):\s*((?:[^#\s]|(?<! )#| (?! *#))*?)\s*(?:# *(.*))?$
 
 
 class Command(NamedTuple):
-    """What a command is for, and the files of each group in conf/ that it can run: name patterns, or ! and what it cannot."""
+    """What a command is for, and the files of each group in conf/ it can run: patterns, or after ! those it cannot."""
 
     purpose: str
     groups: Mapping[str, str] = MappingProxyType({})

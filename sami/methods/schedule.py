@@ -1,4 +1,4 @@
-"""Schedule of a run: steps, learning rate, batches and accumulation, from the recipe's numbers and the devices at hand."""
+"""Schedule of a run: steps, learning rate, batches and accumulation, from the recipe and the devices at hand."""
 
 import math
 from dataclasses import dataclass
@@ -50,8 +50,8 @@ class RunLength(NamedTuple):
 class Schedule:
     """The recipe's numbers: epochs, learning rate and global batch; `resolve` turns them into steps and accumulation.
 
-    The learning rate warms up linearly and goes down to zero, per step: by a half cosine (arXiv:2312.00863, Sec. 4.1, as
-    MAE), or in a straight line where the method says so.
+    The learning rate warms up linearly and goes down to zero, per step: by a half cosine (arXiv:2312.00863, Sec. 4.1,
+    as MAE), or in a straight line where the method says so.
     """
 
     epochs: float
