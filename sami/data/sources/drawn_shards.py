@@ -16,26 +16,39 @@ from tqdm import tqdm
 from sami.data.shards import claim_folder, shard_name, write_shard, write_text
 from sami.data.sources.drawn_scenes import CLASSES, FIRST_VAL_INDEX, draw_scene
 
+VAL_SCENES = 400
+VAL_SHARD = 40  # scenes
+
 
 def draw_shards(folder: str, *, num_train: int, num_val: int) -> tuple[list[str], list[str]]:
-    """Shards of the built-in scenes to train on and to validate, which are drawn into `folder` first."""
+    """Shards of the built-in scenes to train on and to validate, drawn into `folder` first.
+
+    All commands share a folder: it has `VAL_SCENES` to validate on, of which the first are taken, in whole shards.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with open(Path(folder, ".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one rank draws, the others wait for it
-        write_sample(Path(folder), num_train=num_train, num_val=num_val)
+        write_sample(Path(folder), num_train=num_train, num_val=max(num_val, VAL_SCENES), val_shard_size=VAL_SHARD)
     train, val = (sorted(map(str, Path(folder).glob(f"{split}-*.tar"))) for split in ("train", "val"))
-    return train, val
+    return train, val[: math.ceil(num_val / VAL_SHARD)]
 
 
 def write_sample(
-    folder: Path, *, seed: int = 0, num_train: int = 2000, num_val: int = 400, size: int = 256, shard_size: int = 500
+    folder: Path,
+    *,
+    seed: int = 0,
+    num_train: int = 2000,
+    num_val: int = VAL_SCENES,
+    size: int = 256,
+    shard_size: int = 500,
+    val_shard_size: int | None = None,
 ) -> None:
     """Write `train-*.tar` and `val-*.tar`; shards that are there already are left alone, so that a killed run goes on.
 
     A sample is `{key}.jpg`, `{key}.cls` (the label, named in `classes.json`) and `{key}.json` (masks as in SA-1B).
 
     Args:
-        shard_size: scenes per shard.
+        shard_size, val_shard_size: scenes per shard; None as for training.
 
     Raises:
         ValueError: a number that makes no sense, or the folder holds shards of another seed or size.
@@ -43,16 +56,19 @@ def write_sample(
     if not 0 <= num_train <= FIRST_VAL_INDEX or num_val < 0 or num_train + num_val == 0 or shard_size < 1:
         raise ValueError(f"num_train={num_train}, num_val={num_val}, shard_size={shard_size}: give positive numbers")
     draw_scene(seed, 0, size=size)  # refuse a bad seed or size before anything is written
-    splits = {"train": (0, num_train), "val": (FIRST_VAL_INDEX, num_val)}
-    for split, (_, num_scenes) in splits.items():
-        scenes = {"scenes": num_scenes, "seed": seed, "size": size, "shard_size": shard_size}
+    splits = {
+        "train": (0, num_train, shard_size),
+        "val": (FIRST_VAL_INDEX, num_val, val_shard_size or shard_size),
+    }
+    for split, (_, num_scenes, per_shard) in splits.items():
+        scenes = {"scenes": num_scenes, "seed": seed, "size": size, "shard_size": per_shard}
         claim_folder(folder, split, {"made_by": "sami.data.sample", "version": 1} | scenes)
     write_text(folder / "classes.json", json.dumps(CLASSES, indent=1) + "\n")
     with tqdm(total=num_train + num_val, desc="drawing the sample", unit="scene") as progress:
-        for split, (first, num_scenes) in splits.items():
+        for split, (first, num_scenes, per_shard) in splits.items():
             indices = range(first, first + num_scenes)
-            for shard in range(math.ceil(num_scenes / shard_size)):
-                part = indices[shard * shard_size : (shard + 1) * shard_size]
+            for shard in range(math.ceil(num_scenes / per_shard)):
+                part = indices[shard * per_shard : (shard + 1) * per_shard]
                 path = folder / shard_name(split, shard)
                 if path.exists():
                     progress.update(len(part))

@@ -171,3 +171,13 @@ def test_bad_numbers_are_refused_before_anything_is_written(tmp_path, wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
         write_small(tmp_path / "new", **wrong)
     assert not (tmp_path / "new").exists()
+
+
+def test_commands_share_a_folder_and_validate_on_its_first_scenes(tmp_path, monkeypatch):
+    monkeypatch.setattr(drawn_shards, "VAL_SCENES", 4)
+    monkeypatch.setattr(drawn_shards, "VAL_SHARD", 2)
+    train, val = drawn_shards.draw_shards(str(tmp_path), num_train=3, num_val=4)
+    before = tars(tmp_path)
+    assert (len(train), len(val)) == (1, 2)
+    assert drawn_shards.draw_shards(str(tmp_path), num_train=3, num_val=1) == (train, val[:1])
+    assert tars(tmp_path) == before
