@@ -72,6 +72,12 @@ def test_what_a_command_can_run_composes(command: str, choice: str) -> None:
     check_signatures(compose_config([choice], name=command))
 
 
+def test_data_is_that_of_the_command() -> None:
+    for command, stage in {"pretrain": "pretraining", "finetune": "finetuning", "distill": "distillation"}.items():
+        for choice in choices(command, "data"):
+            assert compose_config([f"data={choice}"], name=command).data._target_.startswith(f"sami.data.{stage}.")
+
+
 def test_every_file_is_something_that_a_command_can_run() -> None:
     listed = {choice for _, choice in CHOICES} | {"trainer=default", "callbacks=default"}
     there = {f"{path.parent.name}={path.stem}" for path in Path(CONF).glob("*/*.yaml")}
