@@ -51,7 +51,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
-def flatten(config: DictConfig, *, without: Set[str]) -> dict[str, Any]:
+def flatten(config: DictConfig, *, without: Set[str] = frozenset(), resolve: bool = True) -> dict[str, Any]:
     """A config as {dotted name: plain value}, less the names given and everything below them."""
     flat: dict[str, Any] = {}
 
@@ -64,7 +64,7 @@ def flatten(config: DictConfig, *, without: Set[str]) -> dict[str, Any]:
         else:
             flat[name] = node
 
-    walk(OmegaConf.to_container(config, resolve=True), "")
+    walk(OmegaConf.to_container(config, resolve=resolve), "")
     return flat
 
 

@@ -26,6 +26,8 @@ def train(cfg: DictConfig) -> None:
     Raises:
         ValueError: see `start_step`, `hold_folder`, and what the configuration builds.
     """
+    if missing := [name for name, value in flatten(cfg, resolve=False).items() if value == "???"]:
+        raise ValueError(f"not given, and there is no default: {', '.join(missing)}. --help says what they are")
     quiet_lightning()
     keep_freed_memory()
     if cfg.notice:

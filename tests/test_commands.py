@@ -8,7 +8,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from training_runs import CONF
 
-from sami.commands import COMMANDS, choices, overview, suggestions, usage
+from sami.commands import COMMANDS, check_choices, choices, overview, suggestions, usage
 
 ROOT = CONF.removesuffix("/conf")
 
@@ -36,6 +36,18 @@ def test_help_takes_options_from_the_comments_in_conf() -> None:
     assert "+experiment=vit_t_small" in text and "+experiment=distill/mobile_sam" in usage("distill")
 
 
+def test_help_speaks_of_the_recipe_that_is_given() -> None:
+    text = usage("pretrain", ["+experiment=vit_s", "seed=3"])
+    assert "  teacher=   sam_vit_h " in text and "teacher.weights=hub" in text and "num_bins" not in text
+    assert "trainer.precision=bf16-mixed" in text and "data.train=???" in text
+
+
+def test_help_of_the_cache_leaves_out_what_it_does_not_use() -> None:
+    text = usage("cache")
+    assert "cache.num_views=4" in text and "teacher.weights" in text and "vit_t_small" not in text
+    assert not any(section in text for section in ("decoder.", "method.", "schedule.", "callbacks.", "hog"))
+
+
 def test_misspelt_options_name_the_nearest() -> None:
     given = ["method.masking_ratio=0.5", "shedule.epochs=3", "epochs=3", "+experiment=vit_s", "+new=1", "seed=1"]
     found = suggestions("pretrain", given)
@@ -52,7 +64,26 @@ def test_the_process_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["method.masking_ratio=0.5"], 1, "did you mean method.mask_ratio"),
         (["--help"], 0, "Recipes"),
         (["data=images_folder", "data.root=nowhere", "notice=null"], 2, "error: root=nowhere is not a folder"),
+        (["data=images_folder", "notice=null"], 2, "error: not given, and there is no default: data.root"),
+        (["--hlep"], 2, "--help lists the options"),
     ):
         command = [sys.executable, "-m", "sami.pretrain", *arguments]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert run.returncode == code and said in run.stdout + run.stderr, run.stderr
+
+
+def test_a_choice_that_a_command_cannot_run_names_the_nearest() -> None:
+    check_choices("pretrain", ["teacher=hog", "+experiment=vit_s", "data.train=x", "seed=1"])
+    for command, argument, said in (
+        ("pretrain", "teacher=hgo", "did you mean hog"),
+        ("finetune", "data=images_drawn", "did you mean masks_drawn"),
+        ("finetune", "+experiment=vit_s", "choose finetune/vit_s"),
+        ("pretrain", "model=mobile_sam", "choose vit_b, vit_s, vit_t"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot run .*{said}"):
+            check_choices(command, [argument])
+
+
+def test_a_word_behind_sami_is_no_command() -> None:
+    run = subprocess.run([sys.executable, "-m", "sami", "pretran"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2 and "did you mean python -m sami.pretrain?" in run.stderr

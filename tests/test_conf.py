@@ -78,6 +78,10 @@ def test_data_is_that_of_the_command() -> None:
             assert compose_config([f"data={choice}"], name=command).data._target_.startswith(f"sami.data.{stage}.")
 
 
+def test_a_timm_backbone_has_to_be_named() -> None:
+    assert OmegaConf.is_missing(compose_config(["model=timm"], name="finetune").model, "name")
+
+
 def test_every_file_is_something_that_a_command_can_run() -> None:
     listed = {choice for _, choice in CHOICES} | {"trainer=default", "callbacks=default"}
     there = {f"{path.parent.name}={path.stem}" for path in Path(CONF).glob("*/*.yaml")}
