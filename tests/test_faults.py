@@ -64,7 +64,7 @@ MISTAKES = {  # what is given -> a part of what is said
         {masks} +method.flavour=1 -> unexpected keyword argument 'flavour'
         {masks} decoder_checkpoint={tmp}/none.pth -> none.pth
         {masks} init={{timm/test_vit2:{tmp}/other.pth}} -> {tmp}/other.pth
-        {masks} teacher=cached teacher.path={tmp}/none -> holds no cache
+        {masks} teacher=cached teacher.path={tmp}/none decoder_checkpoint=null -> holds no cache
         {masks} schedule.global_batch_size=99 -> do not fill one global batch of 99
         {masks} +experiment=distill/mobile_sam -> no default: teacher.path, decoder_checkpoint
     """,
