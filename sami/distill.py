@@ -1,12 +1,13 @@
-"""Distilling SAM's image encoder into a small one (MobileSAM, arXiv:2306.14289; RepViT-SAM, arXiv:2312.05760).
+"""Distillation: a small image encoder learns the maps of SAM's, and keeps SAM's decoder (MobileSAM, RepViT-SAM).
 
-python -m sami.distill
-python -m sami.cache write cache.path=/cache cache.kind=maps teacher=sam_vit_h teacher.weights=sam_vit_h_4b8939.pth \
-    data=images_shards data.train='"/data/sa1b/sa_{000000..000009}.tar"' data.val=/data/sa1b_val notice=null
-python -m sami.distill +experiment=distill/mobile_sam teacher.path=/cache decoder_checkpoint=sam_vit_h_4b8939.pth \
-    data.train='"/data/sa1b/sa_{000000..000009}.tar"' data.val=/data/sa1b_val
-python -m sami.distill +experiment=distill/mobile_sam name=both students=[tiny_vit_5m,repvit_m1_1] ...
+    python -m sami.distill
+    python -m sami.cache write cache.path=/cache cache.kind=maps teacher=sam_vit_h data=images_shards notice=null \\
+        teacher.weights=sam_vit_h_4b8939.pth data.train='"/data/sa1b/sa_{000000..000009}.tar"' data.val=/data/sa1b_val
+    python -m sami.distill +experiment=distill/mobile_sam teacher.path=/cache decoder_checkpoint=sam_vit_h_4b8939.pth \\
+        data.train='"/data/sa1b/sa_{000000..000009}.tar"' data.val=/data/sa1b_val
+    python -m sami.distill +experiment=distill/mobile_sam name=both students=[tiny_vit_5m,repvit_m1_1] ...
 
+MobileSAM is arXiv:2306.14289, RepViT-SAM arXiv:2312.05760.
 The same command again continues the run.
 """
 

@@ -1,5 +1,6 @@
-"""A folder of images to webdataset shards.
+"""Packs a folder of images into webdataset shards.
 
+    python -m sami.pack source=/images target=/shards
     python -m sami.pack source=/images target=/shards short_side=256
     python -m sami.pack source=/imagenet/val target=/shards prefix=val short_side=256 num_workers=8
 

@@ -1,8 +1,10 @@
-"""Segment objects in an image from points and boxes.
+"""Cuts out the objects of an image that points and boxes show.
 
     python -m sami.segment image.jpg --point 320,240 --checkpoint sam_vit_b_01ec64.pth --model sam_vit_b
     python -m sami.segment image.jpg --point 320,240 --point 100,80,0 --box 50,40,400,380 \\
         --checkpoint runs/finetune_vit_s/segmenter.safetensors --output masks.png --masks masks/ --rle masks.json
+    python -m sami.segment image.jpg --box 50,40,90,80 --box 200,10,240,60 --zoom --checkpoint efficient_sam_vits.pt \\
+        --model efficient_sam_vits
 
 Points are x,y for "this belongs to it", x,y,0 for "this does not", in pixels from the top left corner. All points and
 a box describe one object; several boxes, without points, one object each. With --zoom each box is looked at by itself,
@@ -19,7 +21,8 @@ import torch
 from PIL import Image
 
 from sami.cli import choose_device, explain_errors
-from sami.models.build import MODELS, build_sam
+from sami.models.build import MODELS, build_sam, read_description
+from sami.models.sam import Sam
 from sami.ops.cpu_kernels import keep_freed_memory
 from sami.ops.prompts import BACKGROUND, FOREGROUND, use_multimask
 from sami.ops.rle import counts_to_string, mask_to_rle
@@ -66,7 +69,7 @@ def segment(options: argparse.Namespace) -> None:
         raise ValueError("--zoom looks closer at boxes: give --box x0,y0,x1,y1, without points")
     image = read_image(options.image)
     check_outputs(options)
-    sam = build_sam(options.model, options.checkpoint, image_size=options.image_size)
+    sam = load_model(options)
     keep_freed_memory()
     sam = sam.to(choose_device(options.device))
     multimask = use_multimask(sam.decoder, num_clicks=len(points), has_box=bool(boxes))
@@ -87,6 +90,17 @@ def segment(options: argparse.Namespace) -> None:
         print(f"object {number}: predicted IoU {ious[-1]:.3f}, {masks[-1].mean():.1%} of the image")
     drawn = draw_masks(image, np.stack(masks), point_coords=points, point_labels=labels, boxes=boxes)
     write_results(options, drawn, masks, ious)
+
+
+def load_model(options: argparse.Namespace) -> Sam:
+    """What `--checkpoint` and `--model` name; ValueError also where the file does not say which model it is."""
+    try:
+        return build_sam(options.model, options.checkpoint, image_size=options.image_size)
+    except ValueError as error:
+        unnamed = options.model is None and Path(options.checkpoint).is_file()
+        if not unnamed or read_description(options.checkpoint):
+            raise
+        raise ValueError(f"{error}. Released files need --model, one of {', '.join(MODELS)}") from error
 
 
 def write_results(options: argparse.Namespace, drawn: Image.Image, masks: list[np.ndarray], ious: list[float]) -> None:

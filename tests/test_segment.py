@@ -149,7 +149,7 @@ def test_files_that_are_missing_or_wrong(image_file, checkpoint, capsys, tmp_pat
         ([str(tmp_path / "absent.jpg"), "--checkpoint", checkpoint], "absent.jpg: no such file"),
         ([str(tmp_path / "text.jpg"), "--checkpoint", checkpoint], "cannot be read as an image"),
         ([image_file, "--checkpoint", str(tmp_path / "absent.pt"), "--model", "mobile_sam"], "absent.pt: no such file"),
-        ([image_file, "--checkpoint", str(released)], "does not say which model it is: give its name"),
+        ([image_file, "--checkpoint", str(released)], "give its name. Released files need --model, one of sam_vit_b"),
         ([image_file, "--checkpoint", str(tmp_path / "absent.safetensors")], "absent.safetensors: no such file"),
         ([image_file, "--checkpoint", checkpoint, "--point=1,2,inf"], "the third number is 1"),
         ([image_file, "--checkpoint", str(released), "--model", "sam_vit_b"], "does not fit Sam"),

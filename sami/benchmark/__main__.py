@@ -1,4 +1,4 @@
-"""Images/s and memory of each stage of pretraining, and how the student compares with MAE's design.
+"""Measures images/s and memory of each stage of pretraining, beside MAE's design, or the speed of segmenters.
 
     python -m sami.benchmark
     python -m sami.benchmark model=vit_t batch_size=64 precision=bf16 teacher=sam_vit_h

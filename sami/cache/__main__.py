@@ -1,10 +1,11 @@
-"""A teacher's targets, computed once and used in every epoch.
+"""Computes a teacher's targets once and writes them to disk, for training to read in every epoch.
 
-python -m sami.cache plan +experiment=vit_s cache.path=/cache data.train='"/data/imagenet/train-{0000..1023}.tar"'
-python -m sami.cache write ...      the same arguments; again after an interruption
-torchrun --nproc_per_node=8 -m sami.cache write ...
-python -m sami.cache verify ...
-python -m sami.pretrain +experiment=vit_s teacher=cached teacher.path=/cache ...
+    python -m sami.cache plan +experiment=vit_s cache.path=/cache data.train='"/data/imagenet/train-{0000..1023}.tar"'
+    python -m sami.cache write ...      # the same arguments; again after an interruption
+    python -m sami.cache verify ...     # the same arguments
+    python -m sami.pretrain +experiment=vit_s teacher=cached teacher.path=/cache ...
+
+Under torchrun or in a SLURM array, the processes of `write` share the work.
 """
 
 import os

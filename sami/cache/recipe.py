@@ -60,9 +60,11 @@ def find_recipe(folder: Path, recipe: Recipe) -> Recipe | None:
         raise ValueError(other_version(path, before))
     differences = compare(before, json.loads(json.dumps(recipe)), without=["basis"])
     if differences:
+        outdated = any(line.startswith("transform.version:") for line in differences)
+        go_on = "Use the same settings to continue it, or another path to begin a new one."
+        advice = "Give a new path= and write it again." if outdated else go_on
         raise ValueError(
-            f"{folder} is a cache made from something else:\n  " + "\n  ".join(differences) + "\n"
-            "Use the same settings to continue it, or another path to begin a new one."
+            f"{folder} is a cache made from something else:\n  " + "\n  ".join(differences) + f"\n{advice}"
         )
     return before
 

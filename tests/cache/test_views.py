@@ -2,11 +2,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import draw_photo, encode, write_folder
 
 from sami.cache.layout import CacheLayout
-from sami.cache.recipe import compare
+from sami.cache.recipe import FORMAT_VERSION, claim_cache, compare
 from sami.cache.views import ShardSampler, ViewsToCache
 from sami.data.crops import RandomCrops, crop_and_resize
 from sami.data.datasets import EvalSet, TrainSet
@@ -81,3 +82,18 @@ def test_a_cache_of_other_pixels_is_told_apart() -> None:
     now = ViewsToCache(None, image_size=32, crops=None, seed=0).describe()
     (line,) = compare({"transform": {**now, "version": 1}}, {"transform": now})
     assert line.startswith("transform.version: 1 in the cache, 2 now") and "write the cache again" in line
+
+
+@pytest.mark.parametrize(
+    ("before", "advice"),
+    [
+        ({"version": 1, "flip": 0.5}, "Give a new path= and write it again"),
+        ({"version": 2, "flip": 0.1}, "Use the same"),
+    ],
+)
+def test_a_cache_of_other_pixels_cannot_be_continued(tmp_path: Path, before: dict, advice: str) -> None:
+    claim_cache(tmp_path, {"format": FORMAT_VERSION, "transform": before}, None, lambda: None)
+    now = {"format": FORMAT_VERSION, "transform": {"version": 2, "flip": 0.5}}
+    with pytest.raises(ValueError, match="made from something else") as refused:
+        claim_cache(tmp_path, now, None, lambda: None)
+    assert str(refused.value).splitlines()[-1].startswith(advice)
