@@ -109,6 +109,8 @@ def check_choices(name: str, arguments: list[str]) -> None:
     """Raises ValueError where a group's file or a recipe is none that this command can run, and names the nearest."""
     for argument in arguments:
         group, _, value = argument.partition("=")
+        if group == "experiment":
+            raise ValueError(f"{argument}: a recipe takes a plus, +{argument}")
         can = experiments(name) if group == "+experiment" else []
         if group in COMMANDS[name].groups:
             can = choices(name, group)

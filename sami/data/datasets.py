@@ -39,7 +39,8 @@ Make = Callable[[Any, np.random.Generator, Index], Row]
 def stack_rows(rows: list[Row]) -> Batch:
     """Rows of equal entries -> a batch: tensors stacked, everything else in lists."""
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return {name: torch.stack(one) if isinstance(one[0], Tensor) else one for name, one in columns.items()}
+    with torch.autocast("cpu", enabled=False):  # pictures are drawn inside it, and it refuses to stack fp16 targets
+        return {name: torch.stack(one) if isinstance(one[0], Tensor) else one for name, one in columns.items()}
 
 
 class TrainSet(Dataset):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import write_folder
 
-from sami.data.datasets import EvalSet, Index, Row, TrainSet, keep_valid
+from sami.data.datasets import EvalSet, Index, Row, TrainSet, keep_valid, stack_rows
 from sami.data.decode import decode_image
 from sami.data.sampling import NO_ROW, ShuffledOrder, Stream
 from sami.data.sources.base import EncodedImage
@@ -65,3 +65,9 @@ def test_evaluation(tmp_path) -> None:
     kept = keep_valid(batch)
     assert kept["row"].tolist() == [0, 2] and kept["note"] == [(0, 0, 0), (0, 2, 0)] and "broken" not in kept
     assert torch.equal(images.__getitems__([2])["noise"][0], batch["noise"][2])
+
+
+def test_rows_are_stacked_as_they_are_whatever_the_precision_of_the_run() -> None:
+    rows = [{"scale": torch.ones(2, dtype=torch.float16)}, {"scale": torch.zeros(2, dtype=torch.float16)}]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert stack_rows(rows)["scale"].dtype == torch.float16
