@@ -201,6 +201,12 @@ def test_background_points_need_a_model_that_knows_them(predictor, model):
             predictor.predict(**prompt)
 
 
+def test_padding_counts_for_nothing(predictor):
+    found = predictor.predict(np.array([[40, 30], [-1, -1], [5, 5]]), np.array([1, -1, -1]))
+    expected = predictor.predict(np.array([[40, 30]]), np.array([1]))
+    np.testing.assert_allclose(found[2], expected[2], atol=1e-4)
+
+
 def test_an_image_that_is_resized_already(predictor, model):
     other = SamPredictor(model)
     pixels = torch.as_tensor(other.transform.apply_image(IMAGE)).permute(2, 0, 1).unsqueeze(0)
