@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import draw_photo
+from conftest import draw_image
 from PIL import Image
 
 import sami
@@ -10,8 +10,8 @@ from sami.models.sam import Sam
 from sami.predict import predictor as module
 from sami.predict.predictor import SamPredictor
 
-IMAGE = draw_photo(0, height=60, width=80)
-OTHER = draw_photo(1, height=50, width=30)
+IMAGE = draw_image(0, height=60, width=80)
+OTHER = draw_image(1, height=50, width=30)
 
 
 @pytest.fixture(scope="module", params=[("pad", "sam"), ("stretch", "efficient_sam")], ids=["pad", "stretch"])
