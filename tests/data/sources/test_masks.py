@@ -146,19 +146,19 @@ def test_several_sources_are_one(tmp_path) -> None:
     [
         ("{tmp}/none.tar", "1 of the 1 shards"),
         ("{tmp}/empty", "no image below"),
-        ("{tmp}/images", "no .json below"),
+        ("{tmp}/files", "no .json below"),
         ("{tmp}/list.json", "needs a file and a folder"),
-        ({"annotations": "{tmp}/list.json", "images": "{tmp}/images"}, "is not COCO's format"),
-        ({"annotations": "{tmp}/none.json", "images": "{tmp}/images"}, "needs a file and a folder"),
+        ({"annotations": "{tmp}/list.json", "images": "{tmp}/files"}, "is not COCO's format"),
+        ({"annotations": "{tmp}/none.json", "images": "{tmp}/files"}, "needs a file and a folder"),
         ({"file": "x"}, "a COCO set is given as"),
         ([], "an empty list of data"),
-        ({"annotations": "{tmp}/nothing.json", "images": "{tmp}/images"}, "no object with a mask"),
+        ({"annotations": "{tmp}/nothing.json", "images": "{tmp}/files"}, "no object with a mask"),
     ],
 )
 def test_mistakes(tmp_path, where, message) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.jpg").write_bytes(b"")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.jpg").write_bytes(b"")
     (tmp_path / "list.json").write_bytes(sa1b_record(0, draw_masks(0, 1)))
     (tmp_path / "nothing.json").write_text('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}')
     where = json.loads(json.dumps(where).replace("{tmp}", str(tmp_path)))
