@@ -96,15 +96,13 @@ class Sam(nn.Module):
         """
         if len(batched_input) == 0:
             raise ValueError("no image: give one entry for each, with image, original_size and prompts")
-        frames = []
-        for given in batched_input:
-            frame = frame_of(tuple(given["original_size"]), self.image_size, resize_mode=self.resize_mode)
-            if tuple(given["image"].shape) != (3, *frame.input_size):
-                raise ValueError(
-                    f"image is {list(given['image'].shape)}, expected {[3, *frame.input_size]} for original_size "
-                    f"{list(frame.original_size)}: use ResizeLongestSide or predictor.transform.apply_image"
-                )
-            frames.append(frame)
+        sizes = (tuple(given["original_size"]) for given in batched_input)
+        frames = [frame_of(size, self.image_size, resize_mode=self.resize_mode) for size in sizes]
+        for given, frame in zip(batched_input, frames, strict=True):
+            shape, expected = list(given["image"].shape), [3, *frame.input_size]
+            if shape != expected:
+                said = f"image is {shape}, expected {expected} for original_size {list(frame.original_size)}"
+                raise ValueError(f"{said}: use ResizeLongestSide or predictor.transform.apply_image")
         images = torch.cat([self.preprocess(given["image"][None]) for given in batched_input])
         prepared = self.prepare(self.embed(images))
         outputs = []
