@@ -19,7 +19,11 @@ HOMES = {
 def __getattr__(name: str) -> object:
     """Public names come with torch and timm, which take seconds to import: only when they are asked for."""
     if name == "__version__":
-        return import_module("importlib.metadata").version("sami")
+        metadata = import_module("importlib.metadata")
+        try:
+            return metadata.version("sami")
+        except metadata.PackageNotFoundError:
+            raise AttributeError("the version of sami is known once it is installed: pip install -e .") from None
     if name not in HOMES:
         raise AttributeError(f"module 'sami' has no attribute {name!r}")
     return getattr(import_module(HOMES[name]), name)

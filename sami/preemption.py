@@ -38,8 +38,8 @@ class Consensus:
     """
 
     def __init__(self) -> None:
-        several = dist.is_initialized() and dist.get_world_size() > 1
-        self.group: Any = dist.new_group(backend="gloo") if several else None
+        distributed = dist.is_initialized() and dist.get_world_size() > 1
+        self.group: Any = dist.new_group(backend="gloo") if distributed else None
         self.pending: tuple[Any, torch.Tensor] | None = None
 
     def any(self, *wishes: bool) -> list[bool]:

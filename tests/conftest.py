@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
 
 
-def draw_photo(seed: int, *, height: int = 48, width: int = 64, grain: float = 16) -> np.ndarray:
+def draw_image(seed: int, *, height: int = 48, width: int = 64, grain: float = 16) -> np.ndarray:
     """A smooth colour image that differs from any other seed's: uint8 [H, W, 3], waves of some `grain` pixels."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / grain
@@ -29,11 +29,11 @@ def encode(pixels: np.ndarray, extension: str = "JPEG", **options: object) -> by
 
 
 def write_folder(root: Path, num_images: int, *, num_classes: int = 2) -> Path:
-    """`root/class_k/photo_i.jpg`."""
+    """`root/class_k/image_i.jpg`."""
     for number in range(num_images):
-        path = root / f"class_{number % num_classes}" / f"photo_{number:03d}.jpg"
+        path = root / f"class_{number % num_classes}" / f"image_{number:03d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(draw_photo(number)))
+        path.write_bytes(encode(draw_image(number)))
     return root
 
 
@@ -45,8 +45,8 @@ def write_shards(root: Path, counts: list[int]) -> list[str]:
         paths.append(str(root / f"train-{shard:03d}.tar"))
         with webdataset.TarWriter(paths[-1], encoder=False) as tar:
             for _ in range(count):
-                image, label = encode(draw_photo(number)), str(number % 2).encode()
-                tar.write({"__key__": f"photo_{number:04d}", "jpg": image, "cls": label})
+                image, label = encode(draw_image(number)), str(number % 2).encode()
+                tar.write({"__key__": f"image_{number:04d}", "jpg": image, "cls": label})
                 number += 1
     return paths
 

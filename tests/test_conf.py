@@ -23,7 +23,7 @@ CHOICES = [
     for choice in choices(command, group)
 ]
 SHARDS = "data.train=shards"
-DATA = {"vit_t_small": "data.root=photos"}  # what an experiment needs besides its name, where it is not shards
+DATA = {"vit_t_small": "data.root=images"}  # what an experiment needs besides its name, where it is not shards
 
 
 def targets(node: object) -> list[dict]:

@@ -118,7 +118,7 @@ def test_command_line_exits_with_2_and_one_sentence(tmp_path: Path) -> None:
 
 def test_broken_images_are_listed_once_and_left_out(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "images", 43)
-    broken = root / "class_1" / "photo_003.jpg"
+    broken = root / "class_1" / "image_003.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
     data = ["data=images_folder", f"data.root={root}", f"data.val={root}", "callbacks.broken_images.max_rate=0.5"]
     assert run_pretrain(tmp_path / "run", data) == 0

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,20 @@ def test_the_version_is_that_of_the_installed_package(tmp_path: Path, monkeypatc
     assert sami.__version__ == version
     with pytest.raises(AttributeError, match="no attribute 'version'"):
         sami.version  # noqa: B018
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    with pytest.raises(AttributeError, match="pip install -e"):
+        sami.__version__  # noqa: B018
+
+
+def test_the_readme_names_the_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert f"version = {{{project['project']['version']}}}" in (ROOT / "README.md").read_text()
 
 
 def test_types_are_for_others_to_check() -> None:

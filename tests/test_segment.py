@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import draw_photo
+from conftest import draw_image
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def image_file(tmp_path):
     path = tmp_path / "image.png"
-    Image.fromarray(draw_photo(0, height=60, width=80)).save(path)
+    Image.fromarray(draw_image(0, height=60, width=80)).save(path)
     return str(path)
 
 

@@ -55,9 +55,9 @@ class Cache:
         """
         train, val = self.open_split("train", train_source, resize_mode), {}
         for name, source in val_sources.items():
-            several = len(val_sources) > 1
-            if several or not (self.folder / "val" / MANIFEST).exists():
-                why = "of which of several sets it holds maps is not known" if several else "it has no val"
+            many = len(val_sources) > 1
+            if many or not (self.folder / "val" / MANIFEST).exists():
+                why = "of which of several sets it holds maps is not known" if many else "it has no val"
                 said = f"tells nothing of validation set {name!r} ({why}): only true masks are compared"
                 warnings.warn(f"the cache {self.folder} {said}", stacklevel=2)
                 val[name] = None

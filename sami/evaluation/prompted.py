@@ -70,8 +70,8 @@ def masks_from_prompts(
     """
 
     def ask(prompts: Prompts, mask_input: Tensor | None, *, num_clicks: int) -> tuple[Tensor, Tensor]:
-        (coords, labels), several = prompts, use_multimask(decoder, num_clicks=num_clicks, has_box=num_clicks == 0)
-        low_res_masks = most_confident(*decode((grid.to_model(coords), labels), mask_input, multimask_output=several))
+        (coords, labels), multimask = prompts, use_multimask(decoder, num_clicks=num_clicks, has_box=num_clicks == 0)
+        low_res_masks = most_confident(*decode((grid.to_model(coords), labels), mask_input, multimask_output=multimask))
         return low_res_masks, grid.masks_to_original(low_res_masks.float()) > 0
 
     corrects = decoder != "efficient_sam"

@@ -1,7 +1,7 @@
 """Schedule of a run: steps, learning rate, batches and accumulation, from the recipe and the devices at hand."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import pytorch_lightning as pl
@@ -52,6 +52,9 @@ class Schedule:
 
     The learning rate warms up linearly and goes down to zero, per step: by a half cosine (arXiv:2312.00863, Sec. 4.1,
     as MAE), or in a straight line where the method says so.
+
+    Raises:
+        ValueError: an argument is no number, or not finite, or not whole where it counts images.
     """
 
     epochs: float
@@ -59,6 +62,13 @@ class Schedule:
     base_lr: float  # the peak is base_lr * global_batch_size / 256; the paper's 2.4e-3 at 4096 is 1.5e-4 here
     global_batch_size: int  # images per optimiser step over all devices; the recipe's number, whatever the machine
     batch_size: int  # at most, per device, what fits its memory; the rest is accumulated, in smaller ones if need be
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, whole = getattr(self, field.name), field.type is int
+            is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not is_number or not math.isfinite(value):
+                raise ValueError(f"{field.name}={value!r}: give a {'whole' if whole else 'finite'} number")
 
     def resolve(self, *, num_images: int, world_size: int) -> RunLength:
         """The numbers for this data set and these devices.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sami.models.mask_decoder import MaskDecoder
 from sami.models.prompt_encoder import PATCH_SIZE, PromptEncoder
 from sami.models.two_way_transformer import PreparedImage
-from sami.ops.frames import ImageFrame
+from sami.ops.frames import ImageFrame, frame_of
 from sami.ops.prompts import Prompts, join_box
 
 RESIZE_MODES = ("pad", "stretch")
@@ -90,14 +90,26 @@ class Sam(nn.Module):
 
         Returns:
             For each image masks [Q, K, Ho, Wo] bool, iou_predictions [Q, K], low_res_logits [Q, K, 4*gh, 4*gw].
+
+        Raises:
+            ValueError: there is no image, one is not resized to the model's square, or see `decode_prompts`.
         """
+        if len(batched_input) == 0:
+            raise ValueError("no image: give one entry for each, with image, original_size and prompts")
+        sizes = (tuple(given["original_size"]) for given in batched_input)
+        frames = [frame_of(size, self.image_size, resize_mode=self.resize_mode) for size in sizes]
+        for given, frame in zip(batched_input, frames, strict=True):
+            shape, expected = list(given["image"].shape), [3, *frame.input_size]
+            if shape != expected:
+                said = f"image is {shape}, expected {expected} for original_size {list(frame.original_size)}"
+                raise ValueError(f"{said}: use ResizeLongestSide or predictor.transform.apply_image")
         images = torch.cat([self.preprocess(given["image"][None]) for given in batched_input])
         prepared = self.prepare(self.embed(images))
         outputs = []
-        for row, given in enumerate(batched_input):
+        for row, (given, frame) in enumerate(zip(batched_input, frames, strict=True)):
             prompts = (given.get(name) for name in ("point_coords", "point_labels", "boxes", "mask_inputs"))
             low_res, ious = self.decode_prompts(prepared.take([row]), *prompts, multimask_output=multimask_output)
-            masks = self.postprocess_masks(low_res, given["image"].shape[-2:], given["original_size"])
+            masks = frame.masks_to_original(low_res)
             outputs.append({"masks": masks > self.mask_threshold, "iou_predictions": ious, "low_res_logits": low_res})
         return outputs
 

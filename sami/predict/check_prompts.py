@@ -35,7 +35,7 @@ def read_prompt(
 
     Args:
         point_coords: [P, 2] (x, y).
-        point_labels: [P], 1 foreground, 0 background.
+        point_labels: [P], 1 foreground, 0 background, -1 none: such a point counts for nothing, wherever it is.
         box: [4] xyxy.
         mask_input: [1, h, w] or [h, w] logits.
         takes_background: whether the model knows background points.
@@ -51,8 +51,9 @@ def read_prompt(
         raise ValueError("no prompt: give point_coords and point_labels, a box, or mask_input")
     coords, labels = [], []
     if point_coords is not None and point_labels is not None:
-        coords.append(check_points(point_coords, frame))
+        coords.append(check_points(point_coords))
         labels.append(check_labels(point_labels, len(coords[0]), takes_background=takes_background))
+        check_inside(coords[0][labels[0] != PAD_LABEL], frame)
     if box is not None:
         coords.append(check_box(box, frame).view(2, 2))
         labels.append(torch.tensor([TOP_LEFT, BOTTOM_RIGHT]))
@@ -81,16 +82,20 @@ def each_object(num_images: int, *batches: Sequence | None) -> list[list[list]]:
     return objects
 
 
-def check_points(point_coords: np.ndarray, frame: ImageFrame) -> Tensor:
+def check_points(point_coords: np.ndarray) -> Tensor:
     """[P, 2] float; see `read_prompt`."""
     points = as_floats(point_coords, "point_coords")
     if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
         raise ValueError(f"point_coords is {list(points.shape)}: give [P, 2], (x, y) of each point")
+    return points
+
+
+def check_inside(points: Tensor, frame: ImageFrame) -> None:
+    """[P, 2]; see `read_prompt`."""
     Ho, Wo = frame.original_size
     for x, y in points.tolist():
         if not (0 <= x <= Wo and 0 <= y <= Ho):
             raise ValueError(f"point ({x:g}, {y:g}) is outside the image, which is {Wo} wide and {Ho} high")
-    return points
 
 
 def check_labels(point_labels: np.ndarray, num_points: int, *, takes_background: bool) -> Tensor:
@@ -99,8 +104,9 @@ def check_labels(point_labels: np.ndarray, num_points: int, *, takes_background:
     if labels.shape != (num_points,):
         raise ValueError(f"point_labels is {list(labels.shape)} for {num_points} points: give one label for each point")
     for label in labels.tolist():
-        if label not in (FOREGROUND, BACKGROUND):
-            raise ValueError(f"point label {label:g}: give {FOREGROUND} for foreground, {BACKGROUND} for background")
+        if label not in (FOREGROUND, BACKGROUND, PAD_LABEL):
+            known = f"{FOREGROUND} for foreground, {BACKGROUND} for background, {PAD_LABEL} for none"
+            raise ValueError(f"point label {label:g}: give {known}")
     if not takes_background and (labels == BACKGROUND).any():
         raise ValueError("this model was trained without background points: leave them out, or use another model")
     return labels.long()

@@ -117,7 +117,7 @@ class SamPredictor:
 
         Args:
             point_coords: [P, 2] (x, y) pixels.
-            point_labels: [P], 1 foreground, 0 background.
+            point_labels: [P], 1 foreground, 0 background, -1 none.
             box: [4] xyxy pixels.
             mask_input: [1, h, w] logits, one of the low_res_masks of an earlier call.
             multimask_output: K = 3 masks, for prompts that may mean several things, or K = 1.

@@ -33,7 +33,7 @@ RECIPE_HERE = {
 
 
 def draw_target(part: ShardPart) -> np.ndarray:
-    """[photos, N, E] float64, of a mean and spread of its own."""
+    """[images, N, E] float64, of a mean and spread of its own."""
     rng = np.random.default_rng([part.view, part.unit, part.first_row])
     return rng.normal(part.first_row - 50, 1 + part.view, (part.num_images, N, E)) * [1, 10, 0]
 
@@ -48,7 +48,7 @@ def write_part(folder: Path, part: ShardPart) -> None:
     note = {"photos": part.num_images, "bytes": (folder / part.name).stat().st_size, "skipped": {}}
     note |= {"views": part.num_images, "tokens": part.num_images * N}
     note |= {"sum": target.sum((0, 1)).tolist(), "sum_of_squares": np.square(target).sum((0, 1)).tolist()}
-    cosine = 0.9 + part.first_row / 100  # of each photo
+    cosine = 0.9 + part.first_row / 100  # of each image
     note |= {"cosine": cosine * part.num_images, "worst_cosine": cosine, "worst_relative_error": part.first_row / 10}
     write_note(folder, part, {**note, "squared_error": 7.0})
 

@@ -35,7 +35,7 @@ def draw_stored(layout: RecordFormat, seed: int) -> dict[str, np.ndarray]:
 
 def write_records(path: Path, layout: RecordFormat, num_records: int) -> Path:
     files = (layout.pack(draw_head(row), draw_stored(layout, row)) for row in range(num_records))
-    write_shard(path, ({"__key__": f"photo_{row:04d}", EXTENSION: data} for row, data in enumerate(files)))
+    write_shard(path, ({"__key__": f"image_{row:04d}", EXTENSION: data} for row, data in enumerate(files)))
     return path
 
 
@@ -65,7 +65,7 @@ def test_numpy_and_webdataset_read_a_shard(tmp_path: Path, layout: RecordFormat)
     with tarfile.open(path) as tar:
         alone = [np.load(io.BytesIO(tar.extractfile(member).read()), allow_pickle=False) for member in tar]
     samples = list(webdataset.WebDataset(str(path), shardshuffle=False).decode())
-    assert [sample["__key__"] for sample in samples] == ["photo_0000", "photo_0001", "photo_0002"]
+    assert [sample["__key__"] for sample in samples] == ["image_0000", "image_0001", "image_0002"]
     for row in range(3):
         for array in (alone[row], samples[row]["view.npy"]):
             assert array.shape == (1,) and array.dtype == layout.dtype
@@ -111,7 +111,7 @@ def test_infinite_targets_are_refused(storage: str, field: str, number: float) -
         layout.pack(draw_head(12), stored)
 
 
-def test_a_broken_photo_stores_zeros() -> None:
+def test_a_broken_image_stores_zeros() -> None:
     """Its target may be anything: the teacher saw a black image, if it saw one."""
     layout = FORMATS[2]
     stored = {

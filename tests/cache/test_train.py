@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from caches import TEACHER, cache_says, cached, losses, run_cache
-from conftest import draw_photo, encode, write_folder, write_shards
+from conftest import draw_image, encode, write_folder, write_shards
 from hydra.utils import instantiate
 from safetensors.torch import load_file
 from test_resume import read_record
@@ -28,7 +28,7 @@ def test_online_and_cached_training_are_the_same_bit_for_bit(
     assert run_pretrain(tmp_path / "online", online) == 0
     assert run_pretrain(tmp_path / "cached", [*data, *cached(made[1]), record.format(tmp_path / "cached.csv")]) == 0
     seen = read_record(tmp_path / "online.csv")
-    assert len(seen) == 24  # 27 photos: 4 epochs of 3 steps of 2 batches
+    assert len(seen) == 24  # 27 images: 4 epochs of 3 steps of 2 batches
     assert read_record(tmp_path / "cached.csv") == seen
     assert losses(tmp_path / "online") == losses(tmp_path / "cached")
     weights = [torch.load(tmp_path / run / "last.ckpt", weights_only=True) for run in ("online", "cached")]
@@ -148,27 +148,27 @@ def test_a_damaged_cache_is_named(
     assert message in explain("pretrain", [*data, *cached(path), f"run_dir={path}/run"], capsys)
 
 
-def test_changed_photos_are_not_paired_with_old_targets(made: tuple[list[str], Path], tmp_path: Path) -> None:
-    photos = write_folder(tmp_path / "photos", 20)
-    data = ["data=images_folder", f"data.root={photos}", f"cache.path={tmp_path}/targets"]
+def test_changed_images_are_not_paired_with_old_targets(made: tuple[list[str], Path], tmp_path: Path) -> None:
+    images = write_folder(tmp_path / "images", 20)
+    data = ["data=images_folder", f"data.root={images}", f"cache.path={tmp_path}/targets"]
     assert run_cache("write", data) == 0
-    changed = sorted(photos.rglob("*.jpg"))[7]
-    changed.write_bytes(encode(draw_photo(99)))
+    changed = sorted(images.rglob("*.jpg"))[7]
+    changed.write_bytes(encode(draw_image(99)))
     code, said = cache_says("verify", [*data, "verify_images=20"], tmp_path)
     assert code == 2 and f"{changed}, view 1: the image has changed" in said
     run = tmp_path / "run"
     assert run_pretrain(run, [*data[:2], *cached(tmp_path / "targets"), "callbacks.broken_images.max_rate=0.5"]) == 0
     assert str(changed) in (run / "broken_images.csv").read_text()
-    for path in photos.rglob("*.jpg"):
-        path.write_bytes(encode(draw_photo(100 + len(path.name))))
+    for path in images.rglob("*.jpg"):
+        path.write_bytes(encode(draw_image(100 + len(path.name))))
     assert run_pretrain(tmp_path / "all", [*data[:2], *cached(tmp_path / "targets")]) != 0
 
 
-def test_photos_broken_at_writing_are_skipped_alike(tmp_path: Path) -> None:
-    photos = write_folder(tmp_path / "photos", 20)
-    broken = sorted(photos.rglob("*.jpg"))[3]
+def test_images_broken_at_writing_are_skipped_alike(tmp_path: Path) -> None:
+    images = write_folder(tmp_path / "images", 20)
+    broken = sorted(images.rglob("*.jpg"))[3]
     broken.write_bytes(b"no image")
-    data = ["data=images_folder", f"data.root={photos}"]
+    data = ["data=images_folder", f"data.root={images}"]
     assert run_cache("write", [*data, f"cache.path={tmp_path}/targets"]) == 0
     skipped = read_manifest(tmp_path / "targets" / "train")["shards"]["view01-000000.tar"]["skipped"]
     assert list(skipped) == [str(broken)]
@@ -177,7 +177,7 @@ def test_photos_broken_at_writing_are_skipped_alike(tmp_path: Path) -> None:
     assert run_pretrain(tmp_path / "online", [*data, rate, *TEACHER, "data.num_views=2"]) == 0
     assert losses(tmp_path / "cached") == losses(tmp_path / "online")
 
-    for path in sorted(photos.rglob("*.jpg"))[:11]:
+    for path in sorted(images.rglob("*.jpg"))[:11]:
         path.write_bytes(b"no image")
     code, said = cache_says("write", [*data, f"cache.path={tmp_path}/hopeless"], tmp_path)
     assert code == 2 and "images cannot be used, more than max_broken_rate=0.01" in said
@@ -199,7 +199,7 @@ def test_standardised_targets_come_from_the_manifest_and_leave_with_the_head(
     torch.testing.assert_close(raw, standard * state["statistics.std"] + state["statistics.mean"], rtol=1e-4, atol=1e-4)
 
 
-def test_maps_of_whole_photos(made: tuple[list[str], Path], tmp_path: Path) -> None:
+def test_maps_of_whole_images(made: tuple[list[str], Path], tmp_path: Path) -> None:
     """One map serves any crop, approximately, and `verify` says how nearly."""
     maps = [*made[0], f"cache.path={tmp_path}/maps", "cache.kind=maps", "cache.map_size=64", "cache.channels=16"]
     assert run_cache("write", maps) == 0

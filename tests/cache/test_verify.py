@@ -15,7 +15,7 @@ from caches import (
     run_cache,
     shard_bytes,
 )
-from conftest import draw_photo, encode, write_folder
+from conftest import draw_image, encode, write_folder
 from torch import Tensor
 from training_runs import run_pretrain
 
@@ -49,22 +49,22 @@ def test_a_flipped_byte_is_found_and_skipped(copied: tuple[list[str], Path], tmp
     flip_byte(shard, layout.offset(3) + 200)
     code, said = cache_says("verify", [*data, f"cache.path={path}"], tmp_path)
     assert code == 2 and "1 places are damaged" in said
-    assert f"{shard}, record 3, key photo_0008: its record does not match its checksum" in said
+    assert f"{shard}, record 3, key image_0008: its record does not match its checksum" in said
 
     run = tmp_path / "run"
     assert run_pretrain(run, [*data, *cached(path), "callbacks.broken_images.max_rate=0.5"]) == 0
     with open(run / "broken_images.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["image"].split(": ")[1] for row in rows] == ["photo_0008"]
+    assert [row["image"].split(": ")[1] for row in rows] == ["image_0008"]
     assert f"cache {shard}, record 3: its record does not match its checksum" in rows[0]["reason"]
 
 
-def test_verify_speaks_of_photos_that_were_or_became_broken(tmp_path: Path) -> None:
-    photos = write_folder(tmp_path / "photos", 20)
-    first, second = sorted(photos.rglob("*.jpg"))[3:5]
+def test_verify_speaks_of_images_that_were_or_became_broken(tmp_path: Path) -> None:
+    images = write_folder(tmp_path / "images", 20)
+    first, second = sorted(images.rglob("*.jpg"))[3:5]
     whole = first.read_bytes()
     first.write_bytes(b"no image")
-    data = ["data=images_folder", f"data.root={photos}", f"cache.path={tmp_path}/targets", "verify_images=20"]
+    data = ["data=images_folder", f"data.root={images}", f"cache.path={tmp_path}/targets", "verify_images=20"]
     code, said = cache_says("write", data, tmp_path)
     assert code == 0 and f"2 targets are missing, the first of {first}" in said
     assert run_cache("verify", data) == 0
@@ -102,14 +102,14 @@ class Colours(Teacher):
 
 
 def gaps(tmp_path: Path, around: float, *, flip: float) -> dict[str, tuple[float, float]]:
-    """Of smooth photos of two shapes."""
+    """Of smooth images of two shapes."""
     for number in range(6):
         height, width = (160, 256) if number % 2 else (256, 200)
-        photo = draw_photo(number, height=height, width=width, grain=60)
-        (tmp_path / "photos").mkdir(exist_ok=True)
-        (tmp_path / "photos" / f"{number}.png").write_bytes(encode(photo, "PNG"))
+        image = draw_image(number, height=height, width=width, grain=60)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{number}.png").write_bytes(encode(image, "PNG"))
     data = PretrainingData(
-        str(tmp_path / "photos"), None, image_size=64, patch_size=16, seed=0, num_workers=0, shuffle_window=1,
+        str(tmp_path / "images"), None, image_size=64, patch_size=16, seed=0, num_workers=0, shuffle_window=1,
         scale=(0.2, 0.5), ratio=(0.75, 1.33), flip=flip, num_views=None, cache=None, val_batch_size=4,
     )  # fmt: skip
     options = CacheOptions(

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw_photo, encode, write_folder
+from conftest import draw_image, encode, write_folder
 
 from sami.cache.layout import CacheLayout
 from sami.cache.recipe import FORMAT_VERSION, claim_cache, compare
@@ -40,7 +40,7 @@ def test_centres_are_those_that_validation_sees(tmp_path: Path) -> None:
 
 def test_the_head_says_what_was_seen(tmp_path: Path) -> None:
     source = FolderSource(str(write_folder(tmp_path, 2)))
-    (tmp_path / "class_0" / "photo_000.jpg").write_bytes(b"no image")
+    (tmp_path / "class_0" / "image_000.jpg").write_bytes(b"no image")
     batch = ViewsToCache(source, image_size=32, crops=CROPS, seed=3).__getitems__([(0, 0, 1), (0, 1, 4)])
     head, data = batch["head"], source.read(0, 1).image
     assert head["valid"].tolist() == [False, True] and [where for where, _ in batch["broken"]] == [source.name(0, 0)]
@@ -52,8 +52,8 @@ def test_the_head_says_what_was_seen(tmp_path: Path) -> None:
 
 def test_padding_and_broken_images_do_not_count(tmp_path: Path) -> None:
     for number, (height, width) in enumerate([(64, 64), (33, 64), (64, 32)]):
-        photo = draw_photo(number, height=height, width=width)
-        (tmp_path / f"{number}.png").write_bytes(encode(photo, "PNG"))
+        image = draw_image(number, height=height, width=width)
+        (tmp_path / f"{number}.png").write_bytes(encode(image, "PNG"))
     (tmp_path / "3.png").write_bytes(b"no image")
     source = FolderSource(str(tmp_path))
     views = ViewsToCache(source, image_size=64, crops=CROPS, seed=0, whole=True)

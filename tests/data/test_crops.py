@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import draw_photo, encode
+from conftest import draw_image, encode
 from PIL import Image
 
 from sami.data.crops import (
@@ -31,7 +31,7 @@ def pillow_crop(data: bytes, box: tuple[int, int, int, int], side: int) -> torch
 
 
 def test_crop_equals_pillow() -> None:
-    data = encode(draw_photo(0, height=120, width=160), quality=95)
+    data = encode(draw_image(0, height=120, width=160), quality=95)
     for box in ((0, 0, 120, 160), (13, 40, 77, 60), (5, 100, 10, 9)):
         ours, theirs = crop_and_resize(data, box, 64), pillow_crop(data, box, 64)
         assert ours.shape == (3, 64, 64) and ours.dtype == torch.uint8
@@ -39,8 +39,8 @@ def test_crop_equals_pillow() -> None:
 
 
 def test_scaled_decoding_keeps_the_frame() -> None:
-    """A large photo is decoded at a fraction of its size; the same box must still show the same part."""
-    data = encode(draw_photo(1, height=901, width=1203, grain=150), quality=95)
+    """A large image is decoded at a fraction of its size; the same box must still show the same part."""
+    data = encode(draw_image(1, height=901, width=1203, grain=150), quality=95)
     for box in ((0, 0, 901, 1203), (200, 301, 650, 640)):
         ours, theirs = crop_and_resize(data, box, 64), pillow_crop(data, box, 64)
         assert decode_image(data, min_scale=128 / min(box[2:])).shape[0] < 901
@@ -50,20 +50,20 @@ def test_scaled_decoding_keeps_the_frame() -> None:
 
 
 def test_flip_mirrors() -> None:
-    data = encode(draw_photo(2))
+    data = encode(draw_image(2))
     plain, flipped = (crop_and_resize(data, (0, 0, 48, 64), 32, flip=flip) for flip in (False, True))
     assert torch.equal(plain.flip(-1), flipped) and not torch.equal(plain, flipped)
 
 
 def test_one_pixel_and_a_thread_of_pixels() -> None:
     for height, width in ((1, 1), (1, 300), (300, 1)):
-        data = encode(draw_photo(3, height=height, width=width), "PNG")
+        data = encode(draw_image(3, height=height, width=width), "PNG")
         box = RandomCrops((0.2, 1), (0.75, 1.33), 0.5).draw_box(image_size(data), np.random.default_rng(0))
         assert crop_and_resize(data, box, 32).shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"not an image at all", encode(draw_photo(4))[:600], encode(draw_photo(4), "PNG")[:400]]
+    "data", [b"", b"not an image at all", encode(draw_image(4))[:600], encode(draw_image(4), "PNG")[:400]]
 )
 def test_broken_bytes_are_named_as_such(data: bytes) -> None:
     with pytest.raises(BrokenImage, match=r"Error|cannot|truncated"):
@@ -99,7 +99,7 @@ SIZES = [(48, 64), (333, 500), (500, 333), (20, 31), (64, 64), (200, 200), (1, 3
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_whole_photos_equal_pillow(size: tuple[int, int]) -> None:
+def test_whole_images_equal_pillow(size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     padded = resize_and_pad(encode(pixels, "PNG"), 64)
     assert padded.shape == (3, 64, 64) and padded.dtype == torch.uint8
@@ -111,10 +111,10 @@ def test_whole_photos_equal_pillow(size: tuple[int, int]) -> None:
 
 
 def test_padding_is_zero_after_normalising() -> None:
-    photos = [resize_and_pad(encode(draw_photo(0, height=h, width=w), "PNG"), 64) for h, w in SIZES]
-    image = torch.stack([*photos, torch.zeros(3, 64, 64, dtype=torch.uint8)])  # the last photo was broken
+    images = [resize_and_pad(encode(draw_image(0, height=h, width=w), "PNG"), 64) for h, w in SIZES]
+    image = torch.stack([*images, torch.zeros(3, 64, 64, dtype=torch.uint8)])  # the last image was broken
     normal = normalize_padded(image, [*SIZES, (0, 0)])
-    for one, raw, size in zip(normal, photos, SIZES, strict=False):
+    for one, raw, size in zip(normal, images, SIZES, strict=False):
         height, width = fit_longest(size, 64)
         assert torch.equal(one[:, :height, :width], normalize(raw[None])[0, :, :height, :width])
         assert (one[:, height:] == 0).all() and (one[:, :, width:] == 0).all()
@@ -132,6 +132,6 @@ def test_the_longest_side_is_rounded_as_sam_does(side: int) -> None:
     assert fit_longest((3, 8), 4) == (2, 4) and fit_longest((5, 8), 4) == (3, 4)  # halves go up, both times
 
 
-def test_broken_whole_photos_are_named_as_such() -> None:
+def test_broken_whole_images_are_named_as_such() -> None:
     with pytest.raises(BrokenImage, match=r"Error|cannot|truncated"):
-        resize_and_pad(encode(draw_photo(4))[:600], 64)
+        resize_and_pad(encode(draw_image(4))[:600], 64)

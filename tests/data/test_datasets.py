@@ -29,9 +29,9 @@ def test_make_is_told_where_and_in_which_epoch(tmp_path) -> None:
     assert batch["row"].tolist() == [index.row for index in batch["note"]] and batch["position"].tolist() == [3, 12]
 
 
-def test_broken_photo_is_replaced_and_reported(tmp_path) -> None:
+def test_broken_image_is_replaced_and_reported(tmp_path) -> None:
     root = write_folder(tmp_path, 8)
-    broken = root / "class_1" / "photo_003.jpg"
+    broken = root / "class_1" / "image_003.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
     source = FolderSource(str(root))
     images = train_set(source)
@@ -44,17 +44,17 @@ def test_broken_photo_is_replaced_and_reported(tmp_path) -> None:
     assert torch.equal(again["image"][0], batch["image"][row])
 
 
-def test_nothing_but_broken_photos(tmp_path) -> None:
+def test_nothing_but_broken_images(tmp_path) -> None:
     root = write_folder(tmp_path, 8)
     for path in root.rglob("*.jpg"):
-        path.write_bytes(b"no photo")
-    with pytest.raises(ValueError, match=r"51 images in a row cannot be used, the last is .*photo_"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"51 images in a row cannot be used, the last is .*image_"):
         train_set(FolderSource(str(root))).__getitems__([0])
 
 
 def test_evaluation(tmp_path) -> None:
     root = write_folder(tmp_path, 3)
-    (root / "class_0" / "photo_002.jpg").write_bytes(b"")
+    (root / "class_0" / "image_002.jpg").write_bytes(b"")
     blank = {"image": torch.zeros(48, 64, 3, dtype=torch.uint8), "noise": torch.tensor(0.0, dtype=torch.float64)}
     blank |= {"row": torch.tensor(-1), "note": None, "extra": torch.tensor(7)}
     images = EvalSet(FolderSource(str(root)), make, blank, seed=0, stream=Stream.PRETRAINING_VAL)

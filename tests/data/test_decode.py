@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import draw_photo, encode
+from conftest import draw_image, encode
 from masked_images import rle
 from PIL import Image
 
@@ -24,8 +24,8 @@ from sami.predict.image import read_image, rgb_pixels
 H, W = 24, 40
 ROWS, COLUMNS = np.mgrid[:H, :W]
 PIXELS = np.stack([ROWS * 10, COLUMNS * 6, 240 - ROWS * 4 - COLUMNS * 3], axis=2).astype(np.uint8)
-PHOTO = Image.fromarray(PIXELS)
-GREY = PHOTO.convert("L")
+IMAGE = Image.fromarray(PIXELS)
+GREY = IMAGE.convert("L")
 GREY_PIXELS = np.asarray(GREY)[..., None].repeat(3, axis=2)
 CLEAR = np.where(COLUMNS < W // 2, 0, 255).astype(np.uint8)  # left half transparent
 ON_WHITE, GREY_ON_WHITE = (np.where(CLEAR[..., None] == 0, 255, pixels) for pixels in (PIXELS, GREY_PIXELS))
@@ -68,47 +68,47 @@ def marked_palette() -> tuple[bytes, np.ndarray]:
 
 
 ALPHA = Image.fromarray(CLEAR)
-BITS = PHOTO.convert("1")
-WEB = PHOTO.quantize(16)
+BITS = IMAGE.convert("1")
+WEB = IMAGE.quantize(16)
 NEAR = {"quality": 95, "subsampling": 0}
 KINDS: dict[str, tuple[bytes, np.ndarray]] = {
     **{f"png turned {number}": (turned(number), PIXELS) for number in UNDO},
     **{f"tiff turned {number}": (turned(number, "TIFF"), PIXELS) for number in UNDO},
     **{f"webp turned {number}": (turned(number, "WEBP", lossless=True), PIXELS) for number in (1, 6)},
-    "rgba": (saved(Image.merge("RGBA", (*PHOTO.split(), ALPHA))), ON_WHITE),
-    "rgba webp": (saved(Image.merge("RGBA", (*PHOTO.split(), ALPHA)), "WEBP", lossless=True, exact=True), ON_WHITE),
-    "rgba tiff": (saved(Image.merge("RGBA", (*PHOTO.split(), ALPHA)), "TIFF"), ON_WHITE),
+    "rgba": (saved(Image.merge("RGBA", (*IMAGE.split(), ALPHA))), ON_WHITE),
+    "rgba webp": (saved(Image.merge("RGBA", (*IMAGE.split(), ALPHA)), "WEBP", lossless=True, exact=True), ON_WHITE),
+    "rgba tiff": (saved(Image.merge("RGBA", (*IMAGE.split(), ALPHA)), "TIFF"), ON_WHITE),
     "grey alpha": (saved(Image.merge("LA", (GREY, ALPHA))), GREY_ON_WHITE),
     "half": (
-        saved(Image.merge("RGBA", (*PHOTO.split(), Image.new("L", (W, H), 51)))),
+        saved(Image.merge("RGBA", (*IMAGE.split(), Image.new("L", (W, H), 51)))),
         (PIXELS * 51.0 + 255 * 204) / 255,
     ),
     "palette": (saved(WEB), np.asarray(WEB.convert("RGB"))),
     "palette with transparency": marked_palette(),
     "colour as transparency": (
-        saved(PHOTO, transparency=tuple(PIXELS[3, 5].tolist())),
+        saved(IMAGE, transparency=tuple(PIXELS[3, 5].tolist())),
         np.where((PIXELS[3, 5] == PIXELS).all(2, keepdims=True), 255, PIXELS),
     ),
     "grey": (saved(GREY), GREY_PIXELS),
     "1 bit": (saved(BITS), np.asarray(BITS.convert("RGB"))),
     "16 bit": (saved(Image.fromarray(GREY_PIXELS[..., 0].astype(np.uint16) * 256 + 255)), GREY_PIXELS),
     "16 of 32 bit": (saved(Image.fromarray(GREY_PIXELS[..., 0].astype(np.int32) * 256 + 7), "TIFF"), GREY_PIXELS),
-    "bmp": (saved(PHOTO, "BMP"), PIXELS),
-    "ppm": (saved(PHOTO, "PPM"), PIXELS),
+    "bmp": (saved(IMAGE, "BMP"), PIXELS),
+    "ppm": (saved(IMAGE, "PPM"), PIXELS),
     "gif": (saved(WEB, "GIF"), np.asarray(WEB.convert("RGB"))),
     "animation": (saved(WEB, "GIF", save_all=True, append_images=[WEB.rotate(180)]), np.asarray(WEB.convert("RGB"))),
-    "cmyk tiff": (saved(PHOTO.convert("CMYK"), "TIFF"), PIXELS),
+    "cmyk tiff": (saved(IMAGE.convert("CMYK"), "TIFF"), PIXELS),
 }
 LOSSY = {
     **{f"jpeg turned {number}": (turned(number, "JPEG", **NEAR), PIXELS) for number in UNDO},
-    "cmyk jpeg": (saved(PHOTO.convert("CMYK"), "JPEG", **NEAR), PIXELS),
+    "cmyk jpeg": (saved(IMAGE.convert("CMYK"), "JPEG", **NEAR), PIXELS),
     "cmyk jpeg turned": (
-        saved(PHOTO.convert("CMYK").transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif_block(6), **NEAR),
+        saved(IMAGE.convert("CMYK").transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif_block(6), **NEAR),
         PIXELS,
     ),
     "grey jpeg": (saved(GREY, "JPEG", **NEAR), GREY_PIXELS),
-    "two frames": (saved(PHOTO, "MPO", save_all=True, append_images=[PHOTO.rotate(180)], **NEAR), PIXELS),
-    "webp": (saved(PHOTO, "WEBP", quality=95), PIXELS),
+    "two frames": (saved(IMAGE, "MPO", save_all=True, append_images=[IMAGE.rotate(180)], **NEAR), PIXELS),
+    "webp": (saved(IMAGE, "WEBP", quality=95), PIXELS),
 }
 
 
@@ -120,8 +120,8 @@ def test_every_reader_sees_the_same_picture(name: str, tmp_path) -> None:
     difference = np.abs(pixels - expected.astype(float))
     assert difference.max() <= (name == "half") if name in KINDS else difference.mean() < 4
 
-    (tmp_path / "photo.jpg").write_bytes(data)  # what it is called does not matter
-    assert (read_image(tmp_path / "photo.jpg") == pixels).all()
+    (tmp_path / "image.jpg").write_bytes(data)  # what it is called does not matter
+    assert (read_image(tmp_path / "image.jpg") == pixels).all()
     for top, left in ((0, 0), (0, W - H)):
         crop = crop_and_resize(data, (top, left, H, H), H)
         assert (crop.permute(1, 2, 0).numpy() == pixels[top : top + H, left : left + H]).all()
@@ -151,13 +151,13 @@ def test_the_stored_raster_is_to_be_had(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("orientation", (1, 6, 7))
-def test_scaled_decoding_of_a_turned_photo_keeps_the_frame(orientation: int) -> None:
+def test_scaled_decoding_of_a_turned_image_keeps_the_frame(orientation: int) -> None:
     """To a pixel of the smaller picture: the decoder rounds its sides up, and a turn brings the rest to the front."""
-    photo = draw_photo(1, height=901, width=1203, grain=150)
+    image = draw_image(1, height=901, width=1203, grain=150)
     box = (200, 301, 650, 640)
-    found = crop_and_resize(turned(orientation, "JPEG", photo, quality=95), box, 64)
-    assert decode_image(turned(orientation, "JPEG", photo), min_scale=0.2).shape == (226, 301, 3)
-    window = Image.fromarray(photo).resize((64, 64), Image.Resampling.BICUBIC, box=(301, 200, 941, 850))
+    found = crop_and_resize(turned(orientation, "JPEG", image, quality=95), box, 64)
+    assert decode_image(turned(orientation, "JPEG", image), min_scale=0.2).shape == (226, 301, 3)
+    window = Image.fromarray(image).resize((64, 64), Image.Resampling.BICUBIC, box=(301, 200, 941, 850))
     assert np.abs(found.permute(1, 2, 0).numpy() - np.asarray(window).astype(float)).mean() < 6
 
 
@@ -165,10 +165,10 @@ def test_odd_orientations_count_as_upright() -> None:
     whole = turned(6, "JPEG")
     begin = whole.index(b"Exif\0\0")
     for block in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", whole[begin : begin + 20], exif_block(9)):
-        data = saved(PHOTO, "JPEG", exif=block)
+        data = saved(IMAGE, "JPEG", exif=block)
         assert image_size(data) == (H, W) and decode_image(data).shape == (H, W, 3)
     comment = b"\xff\xfe\0\x20" + exif_block(3)[:30]  # looks like one, and is none
-    behind = saved(PHOTO, "JPEG", exif=exif_block(6))
+    behind = saved(IMAGE, "JPEG", exif=exif_block(6))
     assert image_size(behind[:2] + comment + behind[2:]) == (W, H)
 
 
@@ -182,7 +182,7 @@ def test_pixels_without_a_range_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"not an image at all", b"\xff\xd8", encode(draw_photo(4))[:600], encode(draw_photo(4), "PNG")[:400]]
+    "data", [b"", b"not an image at all", b"\xff\xd8", encode(draw_image(4))[:600], encode(draw_image(4), "PNG")[:400]]
 )
 def test_broken_bytes_are_named_as_such(data: bytes) -> None:
     with pytest.raises(BrokenImage, match=r"Error|cannot|truncated"):
@@ -192,7 +192,7 @@ def test_broken_bytes_are_named_as_such(data: bytes) -> None:
 def test_everything_that_can_be_packed_can_be_trained_on(tmp_path) -> None:
     for kind, extensions in FORMATS.items():
         for extension in extensions:
-            (tmp_path / f"photo.{extension.upper()}").write_bytes(saved(PHOTO, kind))
+            (tmp_path / f"image.{extension.upper()}").write_bytes(saved(IMAGE, kind))
     (tmp_path / "notes.txt").write_text("none")
     (tmp_path / ".hidden.jpg").write_bytes(b"")
     assert len(list_images(tmp_path)) == len(IMAGE_EXTENSIONS) == FolderSource(str(tmp_path)).counts[0]
@@ -226,18 +226,18 @@ STORED_OUTLINE = [[4, W - 16, 12, W - 16, 12, W - 6, 4, W - 6]]  # the same befo
     ],
 )
 def test_masks_lie_on_their_objects_before_and_after_a_turn(segmentation, stated, upright) -> None:
-    photo = AnnotatedImage(turned(6, pixels=SCENE), [segmentation], stated)
-    assert photo.raster() == ((H, W) if upright else (W, H), upright)
-    view = SomeMasks(FrameSpec(W, W, "pad", 0.9), 1, flip=0.0)(photo, np.random.default_rng(0), Index(0, 0, 0))
+    image = AnnotatedImage(turned(6, pixels=SCENE), [segmentation], stated)
+    assert image.raster() == ((H, W) if upright else (W, H), upright)
+    view = SomeMasks(FrameSpec(W, W, "pad", 0.9), 1, flip=0.0)(image, np.random.default_rng(0), Index(0, 0, 0))
     (mask,) = view["masks"]
     assert torch.equal(mask, view["image"][0] > 128) and mask.sum() == BRIGHT.sum()
-    objects = draw_objects(photo, FrameSpec(W, W, "pad", 0.9), np.random.default_rng(0), num_masks=1)
-    pixels = decode_image(photo.image, upright=objects.upright)
+    objects = draw_objects(image, FrameSpec(W, W, "pad", 0.9), np.random.default_rng(0), num_masks=1)
+    pixels = decode_image(image.image, upright=objects.upright)
     assert (objects.take(slice(0, 1), objects.frame)[0][0, 0].numpy() == (pixels[..., 0] > 128)).all()
 
 
 def test_masks_that_cannot_lie_on_their_objects_are_refused() -> None:
-    """Label Studio shows a photo upright, and states the size that it is stored with."""
+    """Label Studio shows an image upright, and states the size that it is stored with."""
     far = [[30, 4, 39, 4, 39, 12]]  # beyond the stored raster, which is 24 wide
     with pytest.raises(BrokenImage, match=r"masks are for 40x24 pixels, and it has 24x40 \(EXIF turns it: save it"):
         AnnotatedImage(turned(6), [far], (W, H)).raster()

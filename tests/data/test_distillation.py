@@ -1,4 +1,4 @@
-"""Whole photos for distillation: what counts as photo, maps that come back as they were written, photos of any kind."""
+"""Whole images for distillation: what counts as image, maps that come back as they were written, images of any kind."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 from caches import OPTIONS as CACHE_OPTIONS
 from caches import TEACHER
-from conftest import draw_photo, encode, write_folder
+from conftest import draw_image, encode, write_folder
 from masked_images import write_coco, write_sa1b_folder, write_sa1b_tars
 from training_runs import TINY, compose_config
 
@@ -34,21 +34,21 @@ def build(train: str, val: object, **options: object) -> WholeImageData:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Photos with masks, and fp32 maps of them at 64 pixels from timm's smallest network."""
+    """Images with masks, and fp32 maps of them at 64 pixels from timm's smallest network."""
     root = tmp_path_factory.mktemp("maps")
-    photos, val = write_sa1b_folder(root / "photos", 6), write_sa1b_folder(root / "val", 3, first=50)
-    write_cache(root / "cache", photos, val)
-    return photos, root / "cache"
+    images, val = write_sa1b_folder(root / "images", 6), write_sa1b_folder(root / "val", 3, first=50)
+    write_cache(root / "cache", images, val)
+    return images, root / "cache"
 
 
-def write_cache(folder: Path, photos: Path, val: Path) -> None:
+def write_cache(folder: Path, images: Path, val: Path) -> None:
     """As from the command line."""
     options = ["cache.kind=maps", "cache.map_size=64", f"cache.path={folder}", "data=images_folder"]
-    options += [f"data.root={photos}", f"data.val={val}", "command=write"]
+    options += [f"data.root={images}", f"data.val={val}", "command=write"]
     cache.write(cache.Job(compose_config([*TINY, *TEACHER, *CACHE_OPTIONS, *options], name="cache")))
 
 
-def test_tokens_that_show_a_photo_are_those_of_the_cache() -> None:
+def test_tokens_that_show_an_image_are_those_of_the_cache() -> None:
     sizes = [(48, 64), (64, 33), (10, 64), (64, 64), (1, 64)]
     cells = content_cells(torch.tensor(sizes), 64, (4, 4))
     heads = np.zeros(len(sizes), dtype=HEAD)
@@ -60,15 +60,15 @@ def test_tokens_that_show_a_photo_are_those_of_the_cache() -> None:
 
 def test_maps_come_back_as_the_teacher_gave_them(made) -> None:
     """The map of the very pixels, padding and all, at the grid it was written in and, by area means, at a coarser."""
-    photos, folder = made
-    data, teacher = build(str(photos), None, cache=Cache(str(folder))), CachedTeacher(str(folder))
+    images, folder = made
+    data, teacher = build(str(images), None, cache=Cache(str(folder))), CachedTeacher(str(folder))
     batch = data.on_after_batch_transfer(data.train_set().__getitems__([0, 1]), 0)
     network = cache.Job(
         compose_config([*TINY, *TEACHER, *CACHE_OPTIONS, "command=write", "cache.path=x"], name="cache")
     )
     expected = network.running.ask(batch["image"])
     torch.testing.assert_close(teacher(batch), expected, rtol=1e-5, atol=1e-5)
-    small = build(str(photos), None, cache=Cache(str(folder)), image_size=32)
+    small = build(str(images), None, cache=Cache(str(folder)), image_size=32)
     batch = small.on_after_batch_transfer(small.train_set().__getitems__([0, 1]), 0)
     means = expected.unflatten(1, (2, 2, 2, 2)).mean((2, 4)).flatten(1, 2)
     torch.testing.assert_close(teacher(batch), means, rtol=1e-5, atol=1e-5)
@@ -85,7 +85,7 @@ def test_a_batch_is_a_function_of_its_positions(made) -> None:
     assert not ready["image"][:, :, 48:].any() and ready["image"][:, :, :48].any()
 
 
-def test_validation_photos_with_and_without_masks(made, tmp_path) -> None:
+def test_validation_images_with_and_without_masks(made, tmp_path) -> None:
     plain, coco = write_folder(tmp_path / "plain", 3), write_coco(tmp_path / "coco", 3)
     tars = write_sa1b_tars(tmp_path / "tars", [2])
     val = {"plain": str(plain), "coco": str(coco), "folder": str(made[0]), "tar": tars[0]}
@@ -98,28 +98,28 @@ def test_validation_photos_with_and_without_masks(made, tmp_path) -> None:
 
 
 def test_a_cache_is_refused_where_it_does_not_fit(made, tmp_path) -> None:
-    photos, folder = made
+    images, folder = made
     with pytest.raises(ValueError, match="photos"):
         build(str(write_sa1b_folder(tmp_path / "other", 4)), None, cache=Cache(str(folder)))
     with pytest.raises(ValueError, match="whose images are padded"):
-        build(str(photos), None, cache=Cache(str(folder)), resize_mode="stretch")
-    data = build(str(photos), {"a": str(photos), "b": str(photos)}, cache=Cache(str(folder)))
+        build(str(images), None, cache=Cache(str(folder)), resize_mode="stretch")
+    data = build(str(images), {"a": str(images), "b": str(images)}, cache=Cache(str(folder)))
     assert not data.knows_teacher("a")  # which of several it was written for is not known
 
 
 def test_maps_of_other_pixels_are_refused(made, tmp_path) -> None:
-    photos, folder = made
+    images, folder = made
     shutil.copytree(folder, tmp_path / "old")
     manifest = tmp_path / "old" / "train" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
     with pytest.raises(ValueError, match=r"version: 1 in the cache, 2 now .*write the cache again"):
-        build(str(photos), None, cache=Cache(str(tmp_path / "old")))
+        build(str(images), None, cache=Cache(str(tmp_path / "old")))
 
 
-def test_broken_photos_and_changed_ones_are_replaced(made, tmp_path) -> None:
-    root = write_sa1b_folder(tmp_path / "photos", 4)
+def test_broken_images_and_changed_ones_are_replaced(made, tmp_path) -> None:
+    root = write_sa1b_folder(tmp_path / "images", 4)
     write_cache(tmp_path / "cache", root, root)
-    (root / "sa_1.jpg").write_bytes(encode(draw_photo(99)))
+    (root / "sa_1.jpg").write_bytes(encode(draw_image(99)))
     (root / "sa_2.jpg").write_bytes(b"no image")
     data = build(str(root), str(root), cache=Cache(str(tmp_path / "cache")))
     batch = data.train_set().__getitems__([0, 1, 2, 3])

@@ -10,12 +10,12 @@ from sami.data.sources.base import AnnotatedImage
 from sami.data.square import FrameSpec
 
 
-def test_masks_are_exact_in_the_photos_own_pixels_and_whole_on_a_smaller_grid() -> None:
+def test_masks_are_exact_in_the_images_own_pixels_and_whole_on_a_smaller_grid() -> None:
     drawn = draw_masks(0, 4, height=90, width=120)
     drawn[3] = False
     drawn[3, 50, 70] = True
-    photo = AnnotatedImage(encode(draw_scene(0, drawn)), [rle(mask) for mask in drawn])
-    objects = draw_objects(photo, FrameSpec(16, 4, "pad", 0.01), np.random.default_rng(0), num_masks=9)
+    image = AnnotatedImage(encode(draw_scene(0, drawn)), [rle(mask) for mask in drawn])
+    objects = draw_objects(image, FrameSpec(16, 4, "pad", 0.01), np.random.default_rng(0), num_masks=9)
     masks, noise = objects.take(slice(9), objects.frame)
     assert masks.shape == (1, 4, 90, 120) and noise.shape[:2] == (1, 4)
     assert {mask.numpy().tobytes() for mask in masks[0]} == {mask.tobytes() for mask in drawn}
@@ -32,8 +32,8 @@ def test_masks_are_exact_in_the_photos_own_pixels_and_whole_on_a_smaller_grid() 
 def test_masks_larger_than_training_takes_are_asked_for_and_empty_ones_are_not() -> None:
     drawn = np.zeros((3, 20, 30), dtype=bool)
     drawn[0], drawn[1, 3, 4] = True, True
-    photo = AnnotatedImage(encode(draw_scene(0, drawn)), [rle(mask) for mask in drawn])
+    image = AnnotatedImage(encode(draw_scene(0, drawn)), [rle(mask) for mask in drawn])
     spec = FrameSpec(16, 4, "stretch", 0.9)
-    assert len(draw_objects(photo, spec, np.random.default_rng(0), num_masks=9)) == 2
+    assert len(draw_objects(image, spec, np.random.default_rng(0), num_masks=9)) == 2
     with pytest.raises(BrokenImage, match="none of its 1 masks can be used"):
-        draw_objects(photo._replace(segmentations=[rle(drawn[2])]), spec, np.random.default_rng(0), num_masks=9)
+        draw_objects(image._replace(segmentations=[rle(drawn[2])]), spec, np.random.default_rng(0), num_masks=9)

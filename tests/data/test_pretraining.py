@@ -34,7 +34,7 @@ def test_a_view_depends_on_seed_and_position_alone(tmp_path) -> None:
 
 
 def test_each_epoch_has_new_crops_and_masks(tmp_path) -> None:
-    """The only photo of a data set comes in every epoch, never in the same view."""
+    """The only image of a data set comes in every epoch, never in the same view."""
     source = FolderSource(str(write_folder(tmp_path, 8)))
     images = train_set(source)
     first, second = (

@@ -21,7 +21,7 @@ def epoch_of(order: ShuffledOrder, epoch: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 100])
-def test_every_photo_once_in_an_epoch(window: int) -> None:
+def test_every_image_once_in_an_epoch(window: int) -> None:
     order = ShuffledOrder(COUNTS, seed=1, window=window, epoch_size=sum(COUNTS))
     everything = [(unit, row) for unit, count in enumerate(COUNTS) for row in range(count)]
     for epoch in (0, 1, 5):
@@ -44,7 +44,7 @@ def test_seed_changes_the_order() -> None:
 def test_a_short_epoch_leaves_out_others_each_time() -> None:
     order = ShuffledOrder(COUNTS, seed=0, window=9, epoch_size=20)
     seen = [set(epoch_of(order, epoch)) for epoch in range(6)]
-    assert all(len(photos) == 20 for photos in seen) and len(set.union(*seen)) == 28
+    assert all(len(images) == 20 for images in seen) and len(set.union(*seen)) == 28
 
 
 def test_windows_hold_whole_units() -> None:
@@ -55,7 +55,7 @@ def test_windows_hold_whole_units() -> None:
 
 
 def test_positions_are_uniform() -> None:
-    """Over many epochs each photo comes as often in the first half as in the second."""
+    """Over many epochs each image comes as often in the first half as in the second."""
     order = ShuffledOrder([4, 4, 4, 4], seed=0, window=2, epoch_size=16)
     first_half = np.zeros((4, 4))
     for epoch in range(400):

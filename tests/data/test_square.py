@@ -47,7 +47,7 @@ def test_validation_sets_by_name(tmp_path) -> None:
 
 @pytest.mark.parametrize("resize_mode", ["stretch", "pad"])
 def test_what_lies_beyond_a_windows_edge_is_not_in_it(resize_mode) -> None:
-    """Cells at the edge may reach beyond it, where the photo goes on; and where a mask is all there is, it is none."""
+    """Cells at the edge may reach beyond it, where the image goes on; and where a mask is all there is, it is none."""
     spec, window = FrameSpec(64, 16, resize_mode, 0.9), (10, 20, 31, 47)
     inside = np.zeros((60, 90), dtype=bool)
     inside[10:41, 20:67] = True

@@ -42,6 +42,21 @@ def test_impossible_lengths(change: dict, num_images: int, world_size: int, mess
         schedule.resolve(num_images=num_images, world_size=world_size)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": "abc"}, "epochs='abc': give a finite number"),
+        ({"warmup_epochs": None}, "warmup_epochs=None: give a finite number"),
+        ({"base_lr": float("nan")}, "base_lr=nan: give a finite number"),
+        ({"global_batch_size": 4096.5}, "global_batch_size=4096.5: give a whole number"),
+        ({"batch_size": True}, "batch_size=True: give a whole number"),
+    ],
+)
+def test_what_is_no_number(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Schedule(**{**PAPER, "batch_size": 256, **change})
+
+
 @pytest.mark.parametrize(("every", "number"), [(0.5, 16), (3, 3), (100, 1), (0.0, 8 * 13_999)])
 def test_the_last_validation_is_at_the_end(every: float, number: int) -> None:
     """Of a run whose epochs have an odd number of steps: at most one step per validation is left over."""

@@ -19,10 +19,10 @@ from sami.data.sources.drawn_scenes import draw_scene
 from sami.packing.pack import pack_images
 
 ROOT = Path(__file__).resolve().parents[2]
-PHOTO = Image.fromarray(draw_scene(0, 0, size=128).image).resize((160, 120))
+IMAGE = Image.fromarray(draw_scene(0, 0, size=128).image).resize((160, 120))
 
 
-def save(path, image=PHOTO, **options):
+def save(path, image=IMAGE, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
     return path
@@ -50,7 +50,7 @@ def decode(data):
 
 def class_folder(source, num_images=12):
     for number in range(num_images):
-        save(source / ("dog", "cat", "an owl")[number % 3] / f"v1.{number}.photo.jpg", PHOTO.rotate(number))
+        save(source / ("dog", "cat", "an owl")[number % 3] / f"v1.{number}.image.jpg", IMAGE.rotate(number))
     return source
 
 
@@ -94,59 +94,59 @@ def test_without_subfolders_there_is_no_class_and_equal_stems_stay_apart(tmp_pat
 
 
 def test_extension_follows_the_content_not_the_name(tmp_path):
-    extension, data = pack_one(tmp_path, PHOTO, "really_png.JPEG", format="PNG")
+    extension, data = pack_one(tmp_path, IMAGE, "really_png.JPEG", format="PNG")
     assert extension == "png" and data == (tmp_path / "in" / "really_png.JPEG").read_bytes()
 
 
 @pytest.mark.parametrize("size", [(160, 120), (120, 160), (641, 479), (100, 3000)])
 def test_short_side_shrinks_and_keeps_the_aspect(tmp_path, size):
-    extension, data = pack_one(tmp_path, PHOTO.resize(size), "a.jpg", short_side=64)
+    extension, data = pack_one(tmp_path, IMAGE.resize(size), "a.jpg", short_side=64)
     height, width, _ = decode(data).shape
     assert extension == "jpg" and min(height, width) == 64
     assert abs(width - 64 * size[0] / min(size)) <= 1 and abs(height - 64 * size[1] / min(size)) <= 1
-    expected = np.asarray(PHOTO.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    expected = np.asarray(IMAGE.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
     assert abs(decode(data) - expected).mean() < 20  # the same picture: another one differs by about 60
 
 
 @pytest.mark.parametrize("short_side", [120, 140, 500])
 def test_small_images_are_never_enlarged(tmp_path, short_side):
     (tmp_path / "jpg").mkdir()
-    _, data = pack_one(tmp_path / "jpg", PHOTO, "a.jpg", short_side=short_side, quality=30)
+    _, data = pack_one(tmp_path / "jpg", IMAGE, "a.jpg", short_side=short_side, quality=30)
     assert data == (tmp_path / "jpg" / "in" / "a.jpg").read_bytes()
-    extension, data = pack_one(tmp_path / "png", PHOTO, "a.png", short_side=short_side)
-    assert extension == "jpg" and abs(decode(data) - np.asarray(PHOTO)).mean() < 6
+    extension, data = pack_one(tmp_path / "png", IMAGE, "a.png", short_side=short_side)
+    assert extension == "jpg" and abs(decode(data) - np.asarray(IMAGE)).mean() < 6
 
 
 @pytest.mark.parametrize("short_side", [64, 500])
 def test_exif_orientation_is_applied(tmp_path, short_side):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
-    _, data = pack_one(tmp_path, PHOTO, "a.jpg", short_side=short_side, exif=exif.tobytes(), quality=95)
-    upright = PHOTO.transpose(Image.Transpose.ROTATE_270)
+    _, data = pack_one(tmp_path, IMAGE, "a.jpg", short_side=short_side, exif=exif.tobytes(), quality=95)
+    upright = IMAGE.transpose(Image.Transpose.ROTATE_270)
     pixels = decode(data)
     expected = upright.resize(pixels.shape[1::-1], Image.Resampling.BICUBIC)
     assert pixels.shape[0] > pixels.shape[1] and abs(pixels - np.asarray(expected)).mean() < 12
     assert Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) == 1
 
 
-GREY = PHOTO.convert("L")
+GREY = IMAGE.convert("L")
 SIXTEEN_BIT = Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)
-TRANSPARENT = Image.merge("RGBA", [*PHOTO.split(), Image.new("L", PHOTO.size, 0)])
+TRANSPARENT = Image.merge("RGBA", [*IMAGE.split(), Image.new("L", IMAGE.size, 0)])
 ODD = {
     "grey.jpg": (GREY, GREY.convert("RGB")),
     "grey.png": (GREY, GREY.convert("RGB")),
-    "bilevel.png": (PHOTO.convert("1"), PHOTO.convert("1").convert("RGB")),
+    "bilevel.png": (IMAGE.convert("1"), IMAGE.convert("1").convert("RGB")),
     "sixteen.png": (SIXTEEN_BIT, GREY.convert("RGB")),
     "sixteen.tif": (SIXTEEN_BIT, GREY.convert("RGB")),
-    "cmyk.jpg": (PHOTO.convert("CMYK"), PHOTO),
-    "cmyk.tif": (PHOTO.convert("CMYK"), PHOTO),
-    "rgba.png": (PHOTO.convert("RGBA"), PHOTO),
-    "transparent.png": (TRANSPARENT, Image.new("RGB", PHOTO.size, "white")),
-    "transparent.webp": (TRANSPARENT, Image.new("RGB", PHOTO.size, "white")),
+    "cmyk.jpg": (IMAGE.convert("CMYK"), IMAGE),
+    "cmyk.tif": (IMAGE.convert("CMYK"), IMAGE),
+    "rgba.png": (IMAGE.convert("RGBA"), IMAGE),
+    "transparent.png": (TRANSPARENT, Image.new("RGB", IMAGE.size, "white")),
+    "transparent.webp": (TRANSPARENT, Image.new("RGB", IMAGE.size, "white")),
     "grey_alpha.png": (GREY.convert("LA"), GREY.convert("RGB")),
-    "palette.png": (PHOTO.quantize(64), PHOTO.quantize(64).convert("RGB")),
-    "palette.gif": (PHOTO.quantize(64), PHOTO.quantize(64).convert("RGB")),
-    "rgb.bmp": (PHOTO, PHOTO),
+    "palette.png": (IMAGE.quantize(64), IMAGE.quantize(64).convert("RGB")),
+    "palette.gif": (IMAGE.quantize(64), IMAGE.quantize(64).convert("RGB")),
+    "rgb.bmp": (IMAGE, IMAGE),
 }
 
 
@@ -258,7 +258,7 @@ def wait_until(condition, seconds=60):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks processes up in /proc")
 def test_a_killed_command_goes_on_to_the_same_shards(tmp_path):
-    drawn = [PHOTO.rotate(angle).resize((640, 480)) for angle in range(4)]
+    drawn = [IMAGE.rotate(angle).resize((640, 480)) for angle in range(4)]
     files = [save(tmp_path / f"{i}.png", image, compress_level=1).read_bytes() for i, image in enumerate(drawn)]
     (tmp_path / "in").mkdir()
     for number in range(90):

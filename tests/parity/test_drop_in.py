@@ -188,11 +188,21 @@ def test_batched_input(models) -> None:
                 "original_size": OTHER.shape[:2],
             },
         ]
-        outputs.append([sam(batched_input, multimask_output=several) for several in (False, True)])
+        outputs.append([sam(batched_input, multimask_output=multimask) for multimask in (False, True)])
     for found, expected in zip(chain(*outputs[0]), chain(*outputs[1]), strict=True):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert_same(found[name], value)
+
+
+def test_batched_input_that_is_not_resized_is_refused(models) -> None:
+    for pixels, size in ((IMAGE, IMAGE.shape[:2]), (np.zeros((300, 400, 3), np.uint8), (300, 400))):
+        given = {"image": torch.as_tensor(pixels).permute(2, 0, 1), "original_size": size, "boxes": BOXES}
+        message = rf"image is \[3, {size[0]}, {size[1]}\], expected \[3, 192, 256\] .*use ResizeLongestSide"
+        with pytest.raises(ValueError, match=message):
+            models["ours"]([given], multimask_output=False)
+    with pytest.raises(ValueError, match="no image"):
+        models["ours"]([], multimask_output=False)
 
 
 def test_methods_and_attributes_of_the_model(models) -> None:

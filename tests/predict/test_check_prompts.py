@@ -36,7 +36,7 @@ def test_points_then_the_corners_of_the_box():
         ({"point_coords": [[1, float("nan")]], "point_labels": [1]}, "not finite"),
         ({"point_coords": [["a", "b"]], "point_labels": [1]}, "not an array of numbers"),
         ({"point_coords": [[1, 1]], "point_labels": [1, 1]}, r"point_labels is \[2\] for 1 points"),
-        ({"point_coords": [[1, 1]], "point_labels": [2]}, "point label 2: give 1 for foreground"),
+        ({"point_coords": [[1, 1]], "point_labels": [2]}, "point label 2: give 1 for foreground, 0 for background, -1"),
         ({"point_coords": [[1, 1]], "point_labels": [0.5]}, "point label 0.5"),
         ({"box": [5, 5, 5, 10]}, r"box \(5, 5, 5, 10\) has no area"),
         ({"box": [5, 10, 15, 8]}, "has no area"),
@@ -54,6 +54,7 @@ def test_what_is_refused(given, message):
 
 def test_what_is_not():
     read(point_coords=[[80, 60]], point_labels=[1])  # the far corner
+    read(point_coords=[[1, 1], [-1, -1]], point_labels=[1, -1])  # padding is nowhere
     read(box=[[-3, -3, 90, 70]])  # wider than the image
     read(point_coords=torch.tensor([[1, 1]]), point_labels=torch.tensor([True]))
     assert read(mask_input=np.zeros((1, 8, 8))).mask.shape == (8, 8)

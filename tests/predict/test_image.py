@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from conftest import draw_photo
+from conftest import draw_image
 from PIL import Image
 
 from sami.predict.image import read_image, rgb_pixels
 
-PIXELS = draw_photo(0, height=20, width=30)
+PIXELS = draw_image(0, height=20, width=30)
 
 
 def test_what_is_no_image(tmp_path, monkeypatch):

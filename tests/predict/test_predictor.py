@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import draw_photo
+from conftest import draw_image
 from PIL import Image
 
 import sami
@@ -10,8 +10,8 @@ from sami.models.sam import Sam
 from sami.predict import predictor as module
 from sami.predict.predictor import SamPredictor
 
-IMAGE = draw_photo(0, height=60, width=80)
-OTHER = draw_photo(1, height=50, width=30)
+IMAGE = draw_image(0, height=60, width=80)
+OTHER = draw_image(1, height=50, width=30)
 
 
 @pytest.fixture(scope="module", params=[("pad", "sam"), ("stretch", "efficient_sam")], ids=["pad", "stretch"])
@@ -199,6 +199,12 @@ def test_background_points_need_a_model_that_knows_them(predictor, model):
     else:
         with pytest.raises(ValueError, match="without background points"):
             predictor.predict(**prompt)
+
+
+def test_padding_counts_for_nothing(predictor):
+    found = predictor.predict(np.array([[40, 30], [-1, -1], [5, 5]]), np.array([1, -1, -1]))
+    expected = predictor.predict(np.array([[40, 30]]), np.array([1]))
+    np.testing.assert_allclose(found[2], expected[2], atol=1e-4)
 
 
 def test_an_image_that_is_resized_already(predictor, model):

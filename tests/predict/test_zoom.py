@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from conftest import draw_photo
+from conftest import draw_image
 
 from sami.models.build import build_sam
 from sami.models.sam import Sam
 from sami.predict.predictor import SamPredictor
 from sami.predict.zoom import predict_zoomed, window_around
 
-IMAGE = draw_photo(0, height=120, width=160)
+IMAGE = draw_image(0, height=120, width=160)
 
 
 @pytest.fixture(scope="module", params=["pad", "stretch"])

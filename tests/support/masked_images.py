@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from conftest import draw_photo, encode
+from conftest import draw_image, encode
 from pycocotools import mask as coco_mask
 
 HEIGHT, WIDTH = 48, 64
@@ -24,7 +24,7 @@ def draw_masks(seed: int, count: int, *, height: int = HEIGHT, width: int = WIDT
 def draw_scene(seed: int, masks: np.ndarray) -> np.ndarray:
     """An image in which the masks are to be seen: each a colour of its own on waves."""
     rng = np.random.default_rng(seed + 1000)
-    image = draw_photo(seed, height=masks.shape[1], width=masks.shape[2]) // 2
+    image = draw_image(seed, height=masks.shape[1], width=masks.shape[2]) // 2
     for mask in masks:
         image[mask] = rng.integers(0, 255, 3)
     return image

@@ -3,7 +3,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import draw_photo, encode, write_folder, write_shards
+from conftest import draw_image, encode, write_folder, write_shards
 
 from sami.data.decode import BrokenImage
 from sami.data.sources.base import NO_LABEL
@@ -14,9 +14,9 @@ def test_shards_by_brace_pattern(tmp_path: Path) -> None:
     write_shards(tmp_path, [3, 2])
     source = ShardSource(f"{tmp_path}/train-{{000..001}}.tar")
     assert source.counts == [3, 2]
-    photo = source.read(1, 1)
-    assert photo.image == encode(draw_photo(4)) and photo.label == 0
-    assert source.name(1, 1) == f"{tmp_path}/train-001.tar: photo_0004"
+    image = source.read(1, 1)
+    assert image.image == encode(draw_image(4)) and image.label == 0
+    assert source.name(1, 1) == f"{tmp_path}/train-001.tar: image_0004"
 
 
 def test_more_shards_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +24,7 @@ def test_more_shards_than_may_be_open(tmp_path: Path, monkeypatch: pytest.Monkey
     source = ShardSource(write_shards(tmp_path, [1] * 10))
     before = len(os.listdir("/proc/self/fd"))
     for unit in [*range(10), *range(10)]:
-        assert source.read(unit, 0).image == encode(draw_photo(unit))
+        assert source.read(unit, 0).image == encode(draw_image(unit))
     assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
@@ -51,7 +51,7 @@ def test_missing_and_remote_shards(tmp_path: Path) -> None:
             ShardSource(remote)
 
 
-def test_fingerprint_follows_the_photos(tmp_path: Path) -> None:
+def test_fingerprint_follows_the_images(tmp_path: Path) -> None:
     first = ShardSource(write_shards(tmp_path / "a", [2, 3])).fingerprint
     assert ShardSource(write_shards(tmp_path / "b", [2, 3])).fingerprint == first
     assert ShardSource(write_shards(tmp_path / "c", [3, 2])).fingerprint != first
@@ -60,12 +60,12 @@ def test_fingerprint_follows_the_photos(tmp_path: Path) -> None:
 def test_folder(tmp_path: Path) -> None:
     write_folder(tmp_path, 5)
     (tmp_path / ".hidden.jpg").write_bytes(b"")
-    (tmp_path / "notes.txt").write_text("no photo")
-    (tmp_path / "LOOSE.JPEG").write_bytes(encode(draw_photo(9)))
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "LOOSE.JPEG").write_bytes(encode(draw_image(9)))
     source = FolderSource(str(tmp_path))
     assert source.counts == [6] and source.classes == ["class_0", "class_1"]
     assert [source.read(0, row).label for row in range(6)] == [NO_LABEL, 0, 0, 0, 1, 1]
-    assert source.read(0, 4).image == encode(draw_photo(1))
+    assert source.read(0, 4).image == encode(draw_image(1))
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_folder_without_images(tmp_path: Path) -> None:
         FolderSource(str(tmp_path / "nowhere"))
 
 
-def test_a_file_that_vanished_is_a_broken_photo(tmp_path: Path) -> None:
+def test_a_file_that_vanished_is_a_broken_image(tmp_path: Path) -> None:
     source = FolderSource(str(write_folder(tmp_path, 2)))
-    (tmp_path / "class_0" / "photo_000.jpg").unlink()
+    (tmp_path / "class_0" / "image_000.jpg").unlink()
     with pytest.raises(BrokenImage, match="FileNotFoundError"):
         source.read(0, 0)

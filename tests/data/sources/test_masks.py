@@ -26,19 +26,19 @@ from sami.data.square import FrameSpec
 
 def read_all(source) -> dict[str, tuple[bytes, list]]:
     """By file name."""
-    photos = {}
+    images = {}
     for number in range(sum(source.counts)):
         place = locate_in_file_order(source.counts, number)
-        photos[Path(source.name(*place).split(": ")[-1]).stem] = tuple(source.read(*place))
-    return photos
+        images[Path(source.name(*place).split(": ")[-1]).stem] = tuple(source.read(*place))
+    return images
 
 
 def expected(seeds: range) -> dict[str, tuple[bytes, list]]:
-    photos = {}
+    images = {}
     for seed in seeds:
         image, record = sa1b_files(seed).values()
-        photos[f"sa_{seed}"] = image, [a["segmentation"] for a in json.loads(record)["annotations"]], None
-    return photos
+        images[f"sa_{seed}"] = image, [a["segmentation"] for a in json.loads(record)["annotations"]], None
+    return images
 
 
 @pytest.mark.parametrize("images_first", [False, True])
@@ -66,7 +66,7 @@ def test_a_tar_may_lack_a_member(tmp_path) -> None:
 
 
 def test_folder_in_sa1bs_layout(tmp_path) -> None:
-    source = open_mask_source(str(write_sa1b_folder(tmp_path / "photos", 5)))
+    source = open_mask_source(str(write_sa1b_folder(tmp_path / "images", 5)))
     assert isinstance(source, Sa1bFolder) and read_all(source) == expected(range(5))
 
 
@@ -88,10 +88,10 @@ def test_coco(tmp_path) -> None:
     by_folder, by_file = open_mask_source(str(root)), open_mask_source(str(root / "instances.json"))
     explicit = open_mask_source({"annotations": str(root / "instances.json"), "images": str(root / "images")})
     for source in (by_folder, by_file, explicit):
-        assert isinstance(source, CocoSource) and source.counts == [3]  # a photo without an object is left out
-        photos = read_all(source)
-        assert photos.keys() == {"0000", "0002", "0003"}
-        image, segmentations, size = photos["0002"]
+        assert isinstance(source, CocoSource) and source.counts == [3]  # an image without an object is left out
+        images = read_all(source)
+        assert images.keys() == {"0000", "0002", "0003"}
+        image, segmentations, size = images["0002"]
         assert size == (HEIGHT, WIDTH)
         assert image == (root / "images" / "0002.jpg").read_bytes()
         assert len(segmentations) == 3 and segmentations[2] == rle(draw_masks(2, 4)[2])  # without the crowd
@@ -113,18 +113,18 @@ def test_coco_annotations_without_a_mask_are_none(tmp_path) -> None:
 
 @pytest.mark.parametrize("stated", [(WIDTH, HEIGHT), (2 * HEIGHT, 2 * WIDTH)])
 def test_polygons_for_an_image_of_another_size_are_a_broken_image(tmp_path, stated) -> None:
-    """They do not say themselves what they were drawn on: turned by EXIF, or a smaller copy of the photo."""
+    """They do not say themselves what they were drawn on: turned by EXIF, or a smaller copy of the image."""
     file = write_coco(tmp_path / "coco", 1) / "instances.json"
     content = json.loads(file.read_text())
     content["images"][0]["height"], content["images"][0]["width"] = stated
     file.write_text(json.dumps(content))
-    photo = open_mask_source(str(file)).read(0, 0)
+    image = open_mask_source(str(file)).read(0, 0)
     with pytest.raises(BrokenImage, match=f"masks are for {stated[0]}x{stated[1]} pixels, and it has 48x64"):
-        photo.raster()
+        image.raster()
     rng, spec = np.random.default_rng(0), FrameSpec(64, 16, "stretch", 0.9)
     for make in (SomeMasks(spec, 3, 0.0), ExactObjects(spec, 3)):
         with pytest.raises(BrokenImage, match="masks are for"):
-            make(photo, rng, Index(0, 0, 0))
+            make(image, rng, Index(0, 0, 0))
     for side in ("height", "width"):
         del content["images"][0][side]
     file.write_text(json.dumps(content))
@@ -146,19 +146,19 @@ def test_several_sources_are_one(tmp_path) -> None:
     [
         ("{tmp}/none.tar", "1 of the 1 shards"),
         ("{tmp}/empty", "no image below"),
-        ("{tmp}/photos", "no .json below"),
+        ("{tmp}/files", "no .json below"),
         ("{tmp}/list.json", "needs a file and a folder"),
-        ({"annotations": "{tmp}/list.json", "images": "{tmp}/photos"}, "is not COCO's format"),
-        ({"annotations": "{tmp}/none.json", "images": "{tmp}/photos"}, "needs a file and a folder"),
+        ({"annotations": "{tmp}/list.json", "images": "{tmp}/files"}, "is not COCO's format"),
+        ({"annotations": "{tmp}/none.json", "images": "{tmp}/files"}, "needs a file and a folder"),
         ({"file": "x"}, "a COCO set is given as"),
         ([], "an empty list of data"),
-        ({"annotations": "{tmp}/nothing.json", "images": "{tmp}/photos"}, "no object with a mask"),
+        ({"annotations": "{tmp}/nothing.json", "images": "{tmp}/files"}, "no object with a mask"),
     ],
 )
 def test_mistakes(tmp_path, where, message) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_bytes(b"")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.jpg").write_bytes(b"")
     (tmp_path / "list.json").write_bytes(sa1b_record(0, draw_masks(0, 1)))
     (tmp_path / "nothing.json").write_text('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}')
     where = json.loads(json.dumps(where).replace("{tmp}", str(tmp_path)))

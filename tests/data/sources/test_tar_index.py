@@ -16,7 +16,7 @@ def shard(tmp_path: Path) -> Path:
 
 def test_spans_are_the_members_bytes(shard: Path) -> None:
     index, raw = load_index(shard), shard.read_bytes()
-    assert index.keys.tolist() == [f"photo_{n:04d}" for n in range(5)]
+    assert index.keys.tolist() == [f"image_{n:04d}" for n in range(5)]
     with tarfile.open(shard) as tar:
         for row, key in enumerate(index.keys):
             for extension in ("jpg", "cls"):
