@@ -90,6 +90,7 @@ def segment(options: argparse.Namespace) -> None:
         print(f"object {number}: predicted IoU {ious[-1]:.3f}, {masks[-1].mean():.1%} of the image")
     drawn = draw_masks(image, np.stack(masks), point_coords=points, point_labels=labels, boxes=boxes)
     write_results(options, drawn, masks, ious)
+    print("written:", ", ".join(filter(None, (options.output, options.masks, options.rle))))
 
 
 def load_model(options: argparse.Namespace) -> Sam:

@@ -53,7 +53,10 @@ def test_the_most_promising_of_three_is_shown(image_file, checkpoint, tmp_path, 
 
     monkeypatch.setattr(Sam, "decode", three)
     main([image_file, "--point=40,30", "--checkpoint", checkpoint, f"--output={tmp_path}/o.png"])
-    assert capsys.readouterr().out == "object 0: predicted IoU 0.900, 100.0% of the image\n"
+    assert (
+        capsys.readouterr().out
+        == "object 0: predicted IoU 0.900, 100.0% of the image\nwritten: " + f"{tmp_path}/o.png\n"
+    )
 
 
 def test_several_boxes_are_several_objects(image_file, checkpoint, tmp_path, capsys):

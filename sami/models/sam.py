@@ -88,24 +88,21 @@ class Sam(nn.Module):
                 point_coords, point_labels, boxes, mask_inputs: see `decode_prompts`; what is not there is left out.
             multimask_output: see `decode`.
 
-        Returns:
-            For each image masks [Q, K, Ho, Wo] bool, iou_predictions [Q, K], low_res_logits [Q, K, 4*gh, 4*gw].
+        Returns: for each image masks [Q, K, Ho, Wo] bool, iou_predictions [Q, K], low_res_logits [Q, K, 4*gh, 4*gw].
 
         Raises:
             ValueError: there is no image, one is not resized to the model's square, or see `decode_prompts`.
         """
         if len(batched_input) == 0:
             raise ValueError("no image: give one entry for each, with image, original_size and prompts")
-        sizes = (tuple(given["original_size"]) for given in batched_input)
-        frames = [frame_of(size, self.image_size, resize_mode=self.resize_mode) for size in sizes]
-        for given, frame in zip(batched_input, frames, strict=True):
-            shape, expected = list(given["image"].shape), [3, *frame.input_size]
-            if shape != expected:
-                said = f"image is {shape}, expected {expected} for original_size {list(frame.original_size)}"
+        frames, outputs = [], []
+        for given in batched_input:
+            frames.append(frame_of(tuple(given["original_size"]), self.image_size, resize_mode=self.resize_mode))
+            if (shape := list(given["image"].shape)) != (expected := [3, *frames[-1].input_size]):
+                said = f"image is {shape}, expected {expected} for original_size {list(frames[-1].original_size)}"
                 raise ValueError(f"{said}: use ResizeLongestSide or predictor.transform.apply_image")
         images = torch.cat([self.preprocess(given["image"][None]) for given in batched_input])
         prepared = self.prepare(self.embed(images))
-        outputs = []
         for row, (given, frame) in enumerate(zip(batched_input, frames, strict=True)):
             prompts = (given.get(name) for name in ("point_coords", "point_labels", "boxes", "mask_inputs"))
             low_res, ious = self.decode_prompts(prepared.take([row]), *prompts, multimask_output=multimask_output)
