@@ -11,7 +11,7 @@ from masked_images import write_coco, write_sa1b_folder, write_sa1b_tars
 from same_runs import check_cut_run, check_replay, check_two_ranks, poison_at, read_checkpoint, read_numbers
 from training_runs import compose_config, run_finetune
 
-from sami.data.sources.drawn_shards import write_sample
+from sami.data.sources import drawn_shards
 from sami.models.build import build_sam, save_sam
 
 
@@ -96,8 +96,8 @@ def test_the_backbone_of_a_pretraining_run_and_another_models_decoder(tmp_path: 
         start_segmenter(name="mobile_sam", backbone=str(tmp_path / "vit.pth"), decoder_checkpoint=None, **options)
 
 
-def test_the_built_in_sample_has_masks(tmp_path: Path) -> None:
-    write_sample(tmp_path, num_train=6, num_val=2)
+def test_the_built_in_sample_has_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawn_shards, "VAL_SCENES", 2)
     cfg = compose_config(["data.num_train=6", "data.num_val=2", f"data.folder={tmp_path}"], name="finetune")
     data = instantiate(cfg.data)
     data.setup_stream(batch_size=4, epoch_size=4, num_batches=1)
