@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from PIL import Image
 from training_runs import CONF
 
 from sami.commands import COMMANDS, choices, option_names
@@ -49,6 +50,9 @@ def test_commands_and_links_lead_somewhere(path: Path) -> None:
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", prose):
         assert (path.parent / link).exists(), link
+        if link.endswith(".png"):
+            with Image.open(path.parent / link) as picture:
+                picture.load()
     for name in re.findall(r"`((?:sami|conf|jobs|tests)/[\w./]+)`", text):
         assert (ROOT / name).exists(), name
 
