@@ -48,7 +48,7 @@ COMMANDS = {
     "cache": Command(
         "compute a teacher's targets once, to be read in every epoch: plan, write, verify",
         {"data": "images_*", "model": "vit_*", "teacher": NETWORKS},
-        "vit_?",
+        "vit_*",
         ("decoder", "method", "schedule", "callbacks", "name", "validate", "checkpoint", "model.pos_", "trainer.strat"),
     ),
     "pack": Command("a folder of images -> webdataset shards of small JPEGs"),

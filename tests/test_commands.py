@@ -52,7 +52,7 @@ def test_help_speaks_of_the_recipe_that_is_given() -> None:
 
 def test_help_of_the_cache_leaves_out_what_it_does_not_use() -> None:
     text = usage("cache")
-    assert "cache.num_views=4" in text and "teacher.weights" in text and "vit_t_small" not in text
+    assert "cache.num_views=4" in text and "teacher.weights" in text and "finetune" not in text
     assert not any(section in text for section in ("decoder.", "method.", "schedule.", "callbacks.", "hog"))
 
 
@@ -82,6 +82,7 @@ def test_the_process_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_choice_that_a_command_cannot_run_names_the_nearest() -> None:
     check_choices("pretrain", ["teacher=hog", "+experiment=vit_s", "data.train=x", "seed=1"])
+    check_choices("cache", ["+experiment=vit_t_small", "teacher=timm"])
     for command, argument, said in (
         ("pretrain", "teacher=hgo", "did you mean hog"),
         ("finetune", "data=images_drawn", "did you mean masks_drawn"),
