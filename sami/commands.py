@@ -69,11 +69,11 @@ def run_command(name: str, run: Callable[[DictConfig], None]) -> None:
     A user's error ends the process with 2 and a sentence, a misspelt option with 1 and the options nearest to it.
     """
     arguments, entered = sys.argv[1:], False
+    with explain_errors():
+        check_choices(name, arguments)
     if {"-h", "--help"} & set(arguments):
         print(usage(name, arguments))
         return
-    with explain_errors():
-        check_choices(name, arguments)
 
     def guarded(cfg: DictConfig) -> None:
         nonlocal entered

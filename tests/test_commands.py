@@ -74,6 +74,7 @@ def test_the_process_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["data=images_folder", "data.root=nowhere", "notice=null"], 2, "error: root=nowhere is not a folder"),
         (["data=images_folder", "notice=null"], 2, "error: not given, and there is no default: data.root"),
         (["--hlep"], 2, "--help lists the options"),
+        (["teacher=hgo", "--help"], 2, "did you mean hog?"),
     ):
         command = [sys.executable, "-m", "sami.pretrain", *arguments]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
